@@ -1,0 +1,114 @@
+"""Fixtures for everyone: run folders that are synthetic but written by the same code as real ones."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import pytest
+
+from tvmlab.core import TaskInfo, Trial, TrialStatus
+from tvmlab.experiment import Ansor, Experiment
+from tvmlab.records import RunFolder, State, TrialWriter
+
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+_KEYS = itertools.count(1)
+
+# Two tunable tasks and one that is only moved about: enough to weigh, share and leave out.
+TASKS = (
+    TaskInfo("a" * 16, "conv2d_relu", "conv2d+relu", 2, 4e6, 1e5, True, "1x3x8x8"),
+    TaskInfo("b" * 16, "dense", "dense", 1, 2e6, 8e5, True, "1x64"),
+    TaskInfo("c" * 16, "reshape", "reshape", 3, 0.0, 1e4, False, "1x64"),
+)
+DEFAULTS_US = {"conv2d_relu": 1000.0, "dense": 400.0, "reshape": 10.0}
+ENVIRONMENT = {
+    "target": {"label": "test-cpu", "roofline": {"peak_gflops": 100.0, "bandwidth_gbs": 10.0}},
+    "machine": {"cpu": "Test CPU", "cores": 2},
+    "versions": {"tvmlab": "0.1.0", "tvm": "0.27.0"},
+    "git": {"commit": "0" * 40, "dirty": False},
+    "phases": {},
+}
+
+
+@pytest.fixture
+def make_run(tmp_path: Any) -> Callable[..., RunFolder]:
+    """`make_run(trials=[...], defaults={...}, ...)` writes a run folder under tmp_path/runs and returns it.
+
+    A trial is `(task name, latency in us)`, `(task name, [repeats in us])` or `(task name, TrialStatus)`, and
+    numbers count from 1; `defaults` maps task names to the untuned latency in us (or to a status). Each trial
+    ends `seconds_per_trial` after the one before, the defaults in the first second. `environment=None` or
+    `tasks=()` leaves that file away, as in a run that has just begun; `comparison` is what compare.json shall
+    hold.
+    """
+
+    def make(
+        trials: Iterable[tuple[str, Any]] = (
+            ("conv2d_relu", 500.0),
+            ("dense", 200.0),
+            ("conv2d_relu", 250.0),
+        ),
+        *,
+        defaults: Mapping[str, Any] = DEFAULTS_US,
+        tasks: Sequence[TaskInfo] = TASKS,
+        experiment: Experiment | None = None,
+        environment: Mapping[str, Any] | None = ENVIRONMENT,
+        comparison: Mapping[str, Any] | None = None,
+        status: str = "done",
+        total_trials: int | None = None,
+        seconds_per_trial: float = 1.0,
+        strategy: str = "evolution",
+        **options: Any,
+    ) -> RunFolder:
+        experiment = experiment or Experiment(
+            **{"model": "squeezenet", "target": "cpu", "steps": [Ansor(max_trials=16)], **options}
+        )
+        folder = RunFolder.create(experiment, tmp_path / "runs")
+        if environment is not None:
+            folder.write_json("environment.json", environment)
+        if tasks:
+            folder.write_json("tasks.json", list(tasks))
+        keys = {task.name: task.key for task in tasks}
+        trials = list(trials)
+        writer = TrialWriter(folder)
+        for number, (name, result) in enumerate(defaults.items() if tasks else (), start=1):
+            writer.append(_trial(keys[name], 0, result, "default", number / len(defaults)))
+        for number, (name, result) in enumerate(trials, start=1):
+            writer.append(_trial(keys[name], number, result, strategy, 1.0 + number * seconds_per_trial))
+        writer.close()
+        if comparison is not None:
+            folder.write_json("compare.json", comparison)
+        folder.write_state(
+            State(
+                status=status,
+                elapsed_s=1.0 + len(trials) * seconds_per_trial,
+                trials=len(trials),
+                total_trials=len(trials) if total_trials is None else total_trials,
+            )
+        )
+        return folder
+
+    return make
+
+
+def _trial(task_key: str, number: int, result: Any, strategy: str, elapsed_s: float) -> Trial:
+    failed = isinstance(result, TrialStatus)
+    repeats = () if failed else tuple(result) if isinstance(result, Sequence) else (result,)
+    return Trial(
+        task_key=task_key,
+        step=0,
+        strategy=strategy,
+        trial=number,
+        key=f"{next(_KEYS):016x}",
+        sketch=0,
+        decisions=[[1, 2, 4], number],
+        status=result if failed else TrialStatus.OK,
+        latencies_s=[repeat * 1e-6 for repeat in repeats],
+        build_s=0.2,
+        run_s=0.1,
+        elapsed_s=elapsed_s,
+        time_s=1.7e9 + elapsed_s,
+        message=f"{result} happened" if failed else "",
+    )

@@ -1,0 +1,70 @@
+"""tvmlab: auto-tune deep-learning models with Apache TVM, from a notebook or a script, reproducibly.
+
+The public names load lazily: importing tvmlab imports neither TVM nor ipywidgets.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from types import ModuleType
+from typing import Any
+
+__version__ = "0.1.0"
+
+# public name -> module that defines it
+_PUBLIC = {
+    "Ansor": "experiment",
+    "Experiment": "experiment",
+    "Measure": "experiment",
+    "Form": "widgets.form",
+    "Run": "run",
+    "RunFolder": "records",
+    "TaskInfo": "core",
+    "Trial": "core",
+    "TrialStatus": "core",
+    "TvmlabError": "core",
+    "attach": "run",
+    "compare": "compare",
+    "doctor": "doctor",
+    "load_model": "models",
+    "models": "models",
+    "report": "report",
+    "resume": "run",
+    "runs": "run",
+    "target": "targets",
+    "targets": "targets",
+    "tasks": "tasks",
+    "tune": "run",
+}
+_MODULES = ("frames", "plots", "stats")
+
+__all__ = [*sorted(_PUBLIC), *_MODULES]
+
+
+class _Package(ModuleType):
+    """Keeps `tvmlab.models` the function when the module of the same name is imported.
+
+    The import system binds every sub-module as an attribute of its package; `tvmlab.models()` is what users call.
+    """
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in _PUBLIC and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(f"tvmlab.{name}")
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'tvmlab' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"tvmlab.{_PUBLIC[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return list(__all__)

@@ -1,0 +1,60 @@
+"""The one place where TVM 0.27's oddities are handled. docs/tvm.md tells what was measured."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+__all__ = ["load_meta_schedule", "structural_key", "to_plain"]
+
+_INTRINSICS = "tvm.s_tir.tensor_intrin"
+
+
+def load_meta_schedule(kind: str = "llvm") -> Any:
+    """Import `tvm.s_tir.meta_schedule` without the 12 CPU-seconds of parsing every target's tensor intrinsics.
+
+    TVM imports `tvm.s_tir.tensor_intrin` in every TuneContext and in every build; its `__init__` parses the
+    intrinsics of all targets as TVMScript. A package of the same name and path that imports nothing by itself
+    takes its place; the one sub-module a target's schedule rules name is loaded into it. `kind` is the target kind.
+    """
+    import tvm
+    import tvm.s_tir
+    from tvm.s_tir import meta_schedule
+
+    if _INTRINSICS not in sys.modules:
+        package = ModuleType(_INTRINSICS)
+        package.__path__ = [str(Path(tvm.s_tir.__file__).parent / "tensor_intrin")]
+        sys.modules[_INTRINSICS] = package
+        tvm.s_tir.tensor_intrin = package
+    # The LLVM rules of AVX-512 machines name dot_16x4; the CUDA rules name the wmma intrinsics.
+    importlib.import_module(f"{_INTRINSICS}.{'cuda' if kind == 'cuda' else 'x86'}")
+    logging.getLogger("tvm").setLevel(logging.WARNING)
+    return meta_schedule
+
+
+def structural_key(module: Any) -> str:
+    """16 hex digits that name a program: equal for equal programs, in every process.
+
+    TVM's structural hash is 64 bits wide and signed; `IRModule.__hash__` is not stable across processes.
+    """
+    import tvm_ffi
+
+    return f"{tvm_ffi.structural_hash(module) & (2**64 - 1):016x}"
+
+
+def to_plain(value: Any) -> Any:
+    """TVM's containers and IntImm/FloatImm as lists and numbers (`Trace.as_json` leaves them inside)."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if hasattr(value, "value"):
+        return value.value
+    if hasattr(value, "items"):
+        return {str(key): to_plain(item) for key, item in value.items()}
+    try:
+        return [to_plain(item) for item in value]
+    except TypeError:
+        return str(value)

@@ -1,0 +1,185 @@
+"""What to tune and how: every knob's name, default, range, unit and help text, defined once.
+
+The widgets, the command line and the documentation are generated from these classes.
+"""
+
+from __future__ import annotations
+
+import html
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from tvmlab.core import InputError
+
+__all__ = ["Ansor", "Experiment", "Measure", "Options", "knob"]
+
+
+def knob(default: Any, help: str, *, unit: str = "", **limits: Any) -> Any:
+    """A pydantic field with a help text and a unit; `limits` are pydantic's own (ge, le, gt, lt)."""
+    return Field(default, description=help, json_schema_extra={"unit": unit}, strict=True, **limits)
+
+
+class Options(BaseModel):
+    """Base of the frozen option classes: one clear error, JSON round trip, HTML table."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise _readable(type(self), error) from None
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Any:
+        """Read what `model_dump_json` wrote. Raises InputError on unknown or out-of-range fields."""
+        try:
+            return cls.model_validate_json(text)
+        except ValidationError as error:
+            raise _readable(cls, error) from None
+
+    def code(self) -> str:
+        """The Python call that makes this object again, defaults left out.
+
+        >>> Ansor(max_trials=64).code()
+        'Ansor(max_trials=64)'
+        """
+        shown = (
+            f"{name}={_code(value)}"
+            for name, field in type(self).model_fields.items()
+            if name != "kind" and (value := getattr(self, name)) != field.get_default(call_default_factory=True)
+        )
+        return f"{type(self).__name__}({', '.join(shown)})"
+
+    def _repr_html_(self) -> str:
+        rows = "".join(
+            f"<tr><th style='text-align:left'>{name}</th><td>{html.escape(_code(getattr(self, name)))}</td>"
+            f"<td>{unit_of(field)}</td><td style='text-align:left'>{html.escape(field.description or '')}</td></tr>"
+            for name, field in type(self).model_fields.items()
+            if name != "kind"
+        )
+        return f"<table><caption>{type(self).__name__}</caption>{rows}</table>"
+
+
+def unit_of(field: Any) -> str:
+    """The unit of a knob's field info, or an empty string."""
+    return (field.json_schema_extra or {}).get("unit", "")
+
+
+def _code(value: Any) -> str:
+    if isinstance(value, Options):
+        return value.code()
+    if isinstance(value, tuple):
+        return "[" + ", ".join(map(_code, value)) + "]"
+    return repr(value)
+
+
+def _readable(cls: type[Options], error: ValidationError) -> InputError:
+    """One line for the first problem: which knob, what was given, what is allowed."""
+    first = error.errors(include_url=False)[0]
+    where = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        known = ", ".join(name for name in cls.model_fields if name != "kind")
+        return InputError(f"{cls.__name__} has no knob {where!r}", remedy=f"its knobs are {known}")
+    if first["type"] == "missing":
+        return InputError(f"{cls.__name__} needs {where!r}", remedy=f"pass {where}=...")
+    if first["type"] in ("union_tag_invalid", "union_tag_not_found"):
+        return InputError(f"unknown step {first['input']!r}", remedy="the steps are Ansor(...)")
+    problem = first["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    return InputError(
+        f"{cls.__name__}({where}={first['input']!r}) is not usable", remedy=f"{where} {problem[:1].lower()}{problem[1:]}"
+    )
+
+
+class Ansor(Options):
+    """Search TVM's generated sketch space with evolution and a learned cost model (Zheng et al., OSDI 2020).
+
+    TVM removed its `auto_scheduler` module in 0.20; this step runs that design on what is left of it in TVM,
+    `tvm.s_tir.meta_schedule`. The total budget is `trials_per_kernel` times the number of tunable tasks, spread
+    over the tasks where the model estimate is expected to fall most.
+
+    >>> Ansor(trials_per_kernel=64).trials_per_kernel
+    64
+    """
+
+    kind: Literal["ansor"] = "ansor"
+    trials_per_kernel: int = knob(
+        1000, "Trials per task on average; the total is this times the number of tunable tasks", unit="trials",
+        ge=1, le=100_000,
+    )
+    early_stopping_threshold: int = knob(
+        250, "Stop a task after so many trials without an improvement", unit="trials", ge=1, le=100_000
+    )
+    max_trials: int | None = knob(
+        None, "Cap on the trials of the whole step; empty for none", unit="trials", ge=1, le=100_000_000
+    )
+    batch_size: int | None = knob(
+        None, "Trials measured between two updates of the cost model; empty to fit it to the budget",
+        unit="trials", ge=1, le=1024,
+    )
+    population: int = knob(
+        512, "Points alive in a generation of the evolutionary search", unit="points", ge=8, le=65536
+    )
+    generations: int = knob(4, "Generations of evolution between two batches", unit="generations", ge=1, le=100)
+    warm_start: tuple[str, ...] = Field(
+        (), description="Earlier runs (folders or ids) whose records of the same task and target are used first"
+    )
+
+    def total_trials(self, tunable_tasks: int) -> int:
+        """The step's budget for a model with so many tunable tasks, in trials."""
+        total = self.trials_per_kernel * tunable_tasks
+        return total if self.max_trials is None else min(total, self.max_trials)
+
+
+class Measure(Options):
+    """How a candidate is timed and checked."""
+
+    repeats: int = knob(5, "Timed repeats of a kernel; all are stored", unit="repeats", ge=1, le=1000)
+    min_repeat_ms: float = knob(
+        4.0, "Shortest duration of one repeat; short kernels are looped to fill it", unit="ms", gt=0, le=10_000
+    )
+    slow_factor: float = knob(
+        4.0, "A candidate this many times slower than the task's best is timed once only", unit="x", ge=1.0, le=1e6
+    )
+    build_timeout_s: float = knob(30.0, "A build that takes longer is a failed trial", unit="s", gt=0, le=3600)
+    run_timeout_s: float = knob(20.0, "A run that takes longer is a failed trial", unit="s", gt=0, le=3600)
+    check: bool = knob(True, "Compare each candidate's result with the unscheduled kernel's on the same inputs")
+    build_workers: int | None = knob(
+        None, "Processes that compile candidates; empty for one a core", unit="processes", ge=1, le=256
+    )
+
+
+Step = Annotated[Ansor, Field(description="One stage of an experiment")]
+
+
+class Experiment(Options):
+    """Which model, on which target, with which steps, within which budget and seed.
+
+    `model` is a zoo name (see `tvmlab.models()`) or the path of an .onnx file; `target` is a name from
+    `tvmlab.targets()`, `"auto"` for the best one attached. `tvmlab.tune(experiment)` runs it.
+
+    >>> Experiment(model="alexnet", steps=[Ansor(max_trials=64)]).code()
+    "Experiment(model='alexnet', steps=[Ansor(max_trials=64)])"
+    """
+
+    model: str = knob(..., "Zoo name or path of an .onnx file", min_length=1)
+    target: str = knob("auto", "What to tune for; 'auto' is the GPU if one is attached, else the CPU", min_length=1)
+    batch: int = knob(1, "Batch size", unit="samples", ge=1, le=65536)
+    dims: dict[str, int] = Field(
+        default_factory=dict, description="Sizes of the model's other symbolic dimensions, by name"
+    )
+    steps: tuple[Step, ...] = Field((Ansor(),), description="Stages, in order", min_length=1)
+    seed: int = knob(0, "Seeds the weights, the inputs and the search", ge=0, le=2**31 - 1)
+    time_limit_s: float | None = knob(
+        None, "Stop the search after so long; empty for no limit", unit="s", gt=0, le=1e9
+    )
+    measure: Measure = Field(default_factory=Measure, description="How candidates are timed and checked")
+
+    @field_validator("dims")
+    @classmethod
+    def _positive(cls, dims: dict[str, int]) -> dict[str, int]:
+        for name, size in dims.items():
+            if size < 1:
+                raise ValueError(f"should give {name!r} a size of at least 1")
+        return dims

@@ -1,0 +1,285 @@
+"""What the machine has: its CPU as far as this process may use it, and its NVIDIA GPUs. Imports no TVM."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import math
+import os
+import platform
+import re
+import shutil
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+__all__ = ["Cpu", "Gpu", "cuda_attrs", "cuda_compiler", "nvidia_gpus", "read_cpu"]
+
+_ROOT = Path("/")
+
+# Widest first: the first one the CPU has goes into the label.
+_EXTENSIONS = {
+    "avx512f": "AVX-512", "avx2": "AVX2", "avx": "AVX", "sse4_2": "SSE4.2", "sve": "SVE", "asimd": "NEON",
+    "avx512_vnni": "VNNI", "avx512_bf16": "BF16", "avx512_fp16": "FP16", "amx_tile": "AMX", "fma": "FMA",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Cpu:
+    """The CPU this process may use.
+
+    `cores` are physical cores after affinity and the cgroup's quota; `flags` are the kernel's names of the
+    instruction sets (empty where the system lists none); `cache_bytes` is the sum of the last-level caches,
+    `memory_bytes` the RAM or the cgroup's limit. `bind_threads` says whether TVM may pin its threads: it pins
+    thread i to CPU i, whatever the affinity, so CPUs 0..cores-1 must be allowed and be distinct cores.
+    """
+
+    name: str
+    cores: int
+    flags: frozenset[str]
+    cache_bytes: int
+    memory_bytes: int
+    bind_threads: bool
+
+    @property
+    def extensions(self) -> list[str]:
+        """Vector extensions by their usual names, the widest first."""
+        return [label for flag, label in _EXTENSIONS.items() if flag in self.flags]
+
+
+def read_cpu(root: Path = _ROOT, allowed: Collection[int] | None = None) -> Cpu:
+    """Look at the CPU. `root` is where /proc and /sys hang; `allowed` are logical CPUs (None: ask)."""
+    allowed = _allowed_cpus(root) if allowed is None else allowed
+    info = _cpuinfo(root)
+    core_of = {cpu: _core_id(root, cpu) for cpu in sorted(allowed)}
+    cores = len(set(core_of.values()))
+    if not (root / "sys/devices/system/cpu/cpu0/topology").is_dir():
+        cores = min(cores, psutil.cpu_count(logical=False) or cores)
+    cores = max(1, math.floor(min(cores, _cpu_quota(root))))  # more threads than quota are only throttled
+    first = range(cores)
+    return Cpu(
+        name=_clean(info.get("model name") or platform.processor() or platform.machine()),
+        cores=cores,
+        flags=frozenset((info.get("flags") or info.get("Features") or "").split()),
+        cache_bytes=_last_level_cache(root, allowed),
+        memory_bytes=_memory(root),
+        bind_threads=all(cpu in core_of for cpu in first) and len({core_of[cpu] for cpu in first}) == cores,
+    )
+
+
+def _allowed_cpus(root: Path) -> set[int]:
+    """Logical CPUs open to this process: over all its threads, as TVM narrows the main one's affinity."""
+    if not hasattr(os, "sched_getaffinity"):
+        return set(range(os.cpu_count() or 1))
+    allowed = set(os.sched_getaffinity(0))
+    for thread in (root / "proc/self/task").glob("[0-9]*"):
+        with contextlib.suppress(ProcessLookupError):  # the thread ended meanwhile
+            allowed |= os.sched_getaffinity(int(thread.name))
+    return allowed
+
+
+def _cpuinfo(root: Path) -> dict[str, str]:
+    """The first processor's block of /proc/cpuinfo."""
+    block = _text(root / "proc/cpuinfo").split("\n\n")[0]
+    pairs = (line.partition(":") for line in block.splitlines())
+    return {key.strip(): value.strip() for key, _, value in pairs}
+
+
+def _clean(name: str) -> str:
+    return " ".join(re.sub(r"\((R|TM|r|tm)\)|\bCPU\b", " ", name).split())
+
+
+def _core_id(root: Path, cpu: int) -> tuple[str, str]:
+    topology = root / f"sys/devices/system/cpu/cpu{cpu}/topology"
+    return _text(topology / "physical_package_id"), _text(topology / "core_id") or f"cpu{cpu}"
+
+
+def _last_level_cache(root: Path, allowed: Collection[int]) -> int:
+    """Bytes of all distinct caches of the highest level; 0 where unknown."""
+    sizes: dict[tuple[int, str], int] = {}
+    for cpu in allowed:
+        for index in (root / f"sys/devices/system/cpu/cpu{cpu}/cache").glob("index*"):
+            size = re.fullmatch(r"(\d+)K", _text(index / "size"))
+            if size:
+                where = (int(_text(index / "level")), _text(index / "shared_cpu_list"))
+                sizes[where] = int(size[1]) * 1024
+    last = max((level for level, _ in sizes), default=0)
+    return sum(size for (level, _), size in sizes.items() if level == last)
+
+
+def _cpu_quota(root: Path) -> float:
+    """CPUs' worth of time the cgroup grants; infinity without a limit."""
+    quotas = [math.inf]
+    for folder in _cgroup_folders(root, "cpu"):
+        quota, _, period = _text(folder / "cpu.max").partition(" ")  # v2: "max 100000" or "150000 100000"
+        if not quota:
+            quota, period = _text(folder / "cpu.cfs_quota_us"), _text(folder / "cpu.cfs_period_us")
+        if quota.isdigit() and period.isdigit() and int(period):
+            quotas.append(int(quota) / int(period))
+    return min(quotas)
+
+
+def _memory(root: Path) -> int:
+    limits = [psutil.virtual_memory().total]
+    for folder in _cgroup_folders(root, "memory"):
+        limit = _text(folder / "memory.max") or _text(folder / "memory.limit_in_bytes")
+        if limit.isdigit():
+            limits.append(int(limit))
+    return min(limits)
+
+
+def _cgroup_folders(root: Path, controller: str) -> Iterator[Path]:
+    """The folders of this process's cgroup, of both versions, from the innermost to the mount's root.
+
+    Inside a container the path in /proc/self/cgroup may be the host's: missing folders read as empty.
+    """
+    mounts = root / "sys/fs/cgroup"
+    for line in _text(root / "proc/self/cgroup").splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            tops = [mounts, mounts / "unified"]
+        elif controller in controllers.split(","):
+            tops = [mounts / controllers, mounts / controller]
+        else:
+            continue
+        parts = Path(path.lstrip("/")).parts
+        for top in tops:
+            yield from (top.joinpath(*parts[:count]) for count in range(len(parts), -1, -1))
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return ""
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """An NVIDIA GPU, numbered as CUDA numbers it when CUDA_DEVICE_ORDER is PCI_BUS_ID."""
+
+    index: int
+    name: str
+    capability: tuple[int, int]
+    memory_bytes: int
+    driver: str
+    uuid: str
+
+    @property
+    def arch(self) -> str:
+        """The architecture as TVM names it: from compute capability 9.0 on with the suffix of all features.
+
+        >>> Gpu(0, "NVIDIA H200", (9, 0), 0, "", "").arch, Gpu(0, "NVIDIA A100", (8, 0), 0, "", "").arch
+        ('sm_90a', 'sm_80')
+        """
+        major, minor = self.capability
+        return f"sm_{major}{minor}{'a' if major >= 9 else ''}"
+
+
+def nvidia_gpus(nvml: Any = None, visible: str | None = None) -> tuple[list[Gpu], list[str]]:
+    """The GPUs that NVML lists, and what went wrong on the way.
+
+    `nvml` is the module pynvml or one like it; `visible` is what CUDA_VISIBLE_DEVICES says (None: all).
+    Without NVML's library there is no driver: no GPU, nothing wrong. A driver that does not answer is one.
+    """
+    nvml = importlib.import_module("pynvml") if nvml is None else nvml
+    try:
+        nvml.nvmlInit()
+    except nvml.NVMLError as error:
+        if error.value == nvml.NVML_ERROR_LIBRARY_NOT_FOUND:
+            return [], []
+        return [], [f"the NVIDIA driver does not answer ({error})"]
+    try:
+        return _list_gpus(nvml, visible)
+    except nvml.NVMLError as error:
+        return [], [f"the NVIDIA driver does not list its GPUs ({error})"]
+    finally:
+        nvml.nvmlShutdown()
+
+
+def _list_gpus(nvml: Any, visible: str | None) -> tuple[list[Gpu], list[str]]:
+    driver = _string(nvml.nvmlSystemGetDriverVersion())
+    found: list[Gpu | None] = []
+    problems = []
+    for index in range(nvml.nvmlDeviceGetCount()):
+        try:
+            handle = nvml.nvmlDeviceGetHandleByIndex(index)
+            found.append(Gpu(
+                index=index,
+                name=_string(nvml.nvmlDeviceGetName(handle)),
+                capability=tuple(nvml.nvmlDeviceGetCudaComputeCapability(handle)),
+                memory_bytes=int(nvml.nvmlDeviceGetMemoryInfo(handle).total),
+                driver=driver,
+                uuid=_string(nvml.nvmlDeviceGetUUID(handle)),
+            ))  # fmt: skip
+        except nvml.NVMLError as error:
+            found.append(None)
+            problems.append(f"GPU {index} does not answer ({error})")
+    chosen = found if visible is None else _visible(found, visible)
+    return [_renumbered(gpu, number) for number, gpu in enumerate(chosen) if gpu is not None], problems
+
+
+def _visible(gpus: Sequence[Gpu | None], visible: str) -> list[Gpu | None]:
+    """CUDA's own rule: indices or UUID prefixes, in the order given, up to the first that names no GPU."""
+    chosen: list[Gpu | None] = []
+    for word in (word.strip() for word in visible.split(",")):
+        if word.isdigit() and int(word) < len(gpus):
+            chosen.append(gpus[int(word)])
+            continue
+        match = [gpu for gpu in gpus if gpu is not None and word and gpu.uuid.startswith(word)]
+        if len(match) != 1:
+            break
+        chosen.append(match[0])
+    return chosen
+
+
+def _renumbered(gpu: Gpu, number: int) -> Gpu:
+    return Gpu(number, gpu.name, gpu.capability, gpu.memory_bytes, gpu.driver, gpu.uuid)
+
+
+def _string(text: str | bytes) -> str:
+    return text.decode() if isinstance(text, bytes) else text
+
+
+# The largest shared memory a thread block may opt in to, in KiB, by compute capability: CUDA C++ Programming
+# Guide, appendix "Compute Capabilities", table "Technical Specifications per Compute Capability" (CCCL's
+# cuda/__device/arch_traits.h has the same numbers). Threads per block (1024), warp size (32) and the shared
+# memory of a kernel that does not opt in, which is TVM's limit (48 KiB), are equal for all.
+_OPT_IN_KIB = {
+    "50": 48, "52": 48, "53": 48, "60": 48, "61": 48, "62": 48, "70": 96, "72": 96, "75": 64, "80": 163,
+    "86": 99, "87": 163, "88": 99, "89": 99, "90": 227, "100": 227, "103": 227, "110": 227, "120": 99,
+    "121": 99,
+}  # fmt: skip
+_HALF_REGISTERS = {"53", "62"}  # 32K registers a block, from the same table
+
+
+def cuda_attrs(arch: str) -> tuple[dict[str, Any], dict[str, Any]] | None:
+    """TVM's target attributes of a CUDA architecture, and its details; None for an unknown architecture.
+
+    >>> attrs, details = cuda_attrs("sm_90a")
+    >>> attrs["max_shared_memory_per_block"], details["shared_memory_optin_bytes"]
+    (49152, 232448)
+    """
+    match = re.fullmatch(r"sm_(\d+)[af]?", arch)
+    if not match or match[1] not in _OPT_IN_KIB:
+        return None
+    attrs = {
+        "kind": "cuda",
+        "arch": arch,
+        "max_threads_per_block": 1024,
+        "max_num_threads": 1024,
+        "thread_warp_size": 32,
+        "registers_per_block": 32768 if match[1] in _HALF_REGISTERS else 65536,
+        "max_shared_memory_per_block": 49152,
+    }
+    return attrs, {"shared_memory_optin_bytes": _OPT_IN_KIB[match[1]] * 1024}
+
+
+def cuda_compiler() -> str | None:
+    """What compiles CUDA here, as TVM_CUDA_COMPILE_MODE names it: 'nvrtc' (TVM's default), 'nvcc' or None."""
+    if importlib.util.find_spec("cuda") and importlib.util.find_spec("cuda.bindings"):
+        return "nvrtc"
+    return "nvcc" if shutil.which("nvcc") else None

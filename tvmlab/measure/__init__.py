@@ -1,0 +1,1 @@
+"""Build candidates, run them, check what they compute; or answer from records."""

@@ -1,0 +1,181 @@
+"""Measure on a device of this machine: build workers fill the cores, one process owns the device."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import Generator, Sequence
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+from tvmlab.core import Candidate, Measurement, TrialStatus
+from tvmlab.experiment import Measure
+from tvmlab.measure.builder import Build, BuilderPool, remove_build
+from tvmlab.measure.process import WorkerDied, WorkerProcess, WorkerTimeout
+from tvmlab.targets import Target
+from tvmlab.tasks import Task, arguments, default_gpu_schedule
+
+__all__ = ["LocalMeasurer"]
+
+_START_S = 120.0
+_DEFAULT_TIMEOUT_FACTOR = 15  # an unscheduled kernel is up to this much slower than a user expects of a candidate
+
+
+class LocalMeasurer:
+    """Builds and runs candidates of the given tasks. Use as a context manager: leaving it ends every process."""
+
+    def __init__(
+        self, tasks: Sequence[Task], target: Target, options: Measure, log: Path, scratch: Path | None = None
+    ) -> None:
+        assert target.device is not None, "resolved by tune(): a target without its device cannot be measured on"
+        self._tasks = {task.key: task for task in tasks}
+        self._target = target
+        self._options = options
+        self._scratch = tempfile.TemporaryDirectory(prefix="tvmlab-", dir=scratch, ignore_cleanup_errors=True)
+        self._best_s: dict[str, float] = {}
+        self._references: dict[str, Build | Future[Build]] = {}
+        workers = options.build_workers or len(os.sched_getaffinity(0))
+        self._builders = BuilderPool(target.attrs, workers, options.build_timeout_s, Path(self._scratch.name), log)
+        self._device = WorkerProcess("tvmlab.measure.device", [target.device], log, target.worker_env())
+        self._device.start()
+        self.build_wait_s = 0.0
+        self.run_s = 0.0
+
+    def __enter__(self) -> LocalMeasurer:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    @property
+    def pids(self) -> list[int]:
+        """Process ids of the living workers."""
+        return [*self._builders.pids, *([self._device.pid] if self._device.pid else [])]
+
+    def measure_defaults(self, task_keys: Sequence[str]) -> Generator[Measurement]:
+        """Measure the unscheduled kernels (on a GPU: TVM's default schedule), in order; builds start at once."""
+        for key in task_keys:
+            module = self._tasks[key].module
+            if self._target.kind == "cuda":
+                with self._target.to_tvm():
+                    module = default_gpu_schedule(module)
+            self._references[key] = self._builders.submit(_to_json(module))
+        return (self._measure_default(key) for key in task_keys)
+
+    def measure(self, candidates: Sequence[Candidate]) -> Generator[Measurement]:
+        """Measure candidates, in order. Builds start at once; the runs start when the iterator is first advanced.
+
+        On a CPU target nothing is built while a candidate runs: both would use the same cores.
+        """
+        builds = [self._builders.submit(_to_json(candidate.payload.mod)) for candidate in candidates]
+        return self._run_all(list(candidates), builds)
+
+    def _run_all(self, candidates: list[Candidate], builds: list[Future[Build]]) -> Generator[Measurement]:
+        if self._target.kind == "llvm":
+            self._wait(builds)
+        for position, (candidate, build) in enumerate(zip(candidates, builds, strict=True)):
+            self._wait([build])
+            try:
+                yield self._run(candidate.task_key, build.result())
+            except GeneratorExit:
+                for unused in builds[position + 1 :]:
+                    unused.cancel()  # one under way leaves its files to the scratch folder's end
+                raise
+
+    def _wait(self, builds: list[Future[Build]]) -> None:
+        started = time.perf_counter()
+        for build in builds:
+            build.result()
+        self.build_wait_s += time.perf_counter() - started
+
+    def _run(self, key: str, build: Build) -> Measurement:
+        if build.status is not TrialStatus.OK:
+            return Measurement(build.status, build_s=build.build_s, message=build.message)
+        started = time.perf_counter()
+        try:
+            found = self._ensure_task(key)
+            if found is None:
+                found = self._request(("measure", key, build.path, self._timing(key)), self._options.run_timeout_s)
+        finally:
+            remove_build(build.path)
+        elapsed = time.perf_counter() - started
+        self.run_s += elapsed
+        status, latencies, message = found
+        if latencies:
+            middle = sorted(latencies)[len(latencies) // 2]
+            self._best_s[key] = min(middle, self._best_s.get(key, middle))
+        return Measurement(TrialStatus(status), tuple(latencies), build.build_s, elapsed, message)
+
+    def _ensure_task(self, key: str) -> tuple[str, list[float], str] | None:
+        """Make sure that the device process holds the task's reference; returns the failure if it cannot."""
+        if self._has_task(key):
+            return None
+        answer = self._run_reference(key)
+        return None if answer[0] == TrialStatus.OK else answer
+
+    def _has_task(self, key: str) -> bool:
+        if self._device.pid is None:
+            return False
+        try:
+            return bool(self._device.request(("has", key), _START_S))
+        except (WorkerDied, WorkerTimeout):
+            return False
+
+    def _run_reference(self, key: str) -> tuple[str, list[float], str]:
+        build = self._reference_build(key)
+        if build.status is not TrialStatus.OK:
+            return build.status.value, [], f"the unscheduled kernel cannot be built: {build.message}"
+        message = ("default", key, arguments(self._tasks[key].module), build.path, {**self._timing(key), "best_s": None})
+        return self._request(message, self._options.run_timeout_s * _DEFAULT_TIMEOUT_FACTOR)
+
+    def _reference_build(self, key: str) -> Build:
+        found = self._references.get(key)
+        if found is None:
+            list(self.measure_defaults([key]))
+            found = self._references[key]
+        if isinstance(found, Future):
+            self._wait([found])
+            found = self._references[key] = found.result()
+        return found
+
+    def _measure_default(self, key: str) -> Measurement:
+        build = self._reference_build(key)
+        started = time.perf_counter()
+        status, latencies, message = self._run_reference(key)
+        elapsed = time.perf_counter() - started
+        self.run_s += elapsed
+        return Measurement(TrialStatus(status), tuple(latencies), build.build_s, elapsed, message)
+
+    def _timing(self, key: str) -> dict[str, Any]:
+        options = self._options
+        return {
+            "repeats": options.repeats,
+            "min_repeat_ms": options.min_repeat_ms,
+            "slow_factor": options.slow_factor,
+            "check": options.check,
+            "best_s": self._best_s.get(key),
+        }
+
+    def _request(self, message: tuple[Any, ...], timeout_s: float) -> tuple[str, list[float], str]:
+        try:
+            if self._device.pid is None:
+                self._device.request(("ping",), _START_S)
+            return self._device.request(message, timeout_s)
+        except WorkerTimeout as error:
+            return TrialStatus.RUN_TIMEOUT.value, [], str(error)
+        except WorkerDied as error:
+            return TrialStatus.CRASHED.value, [], f"the device's worker was {error}"
+
+    def close(self) -> None:
+        """End every process and delete the scratch folder."""
+        self._builders.close()
+        self._device.kill()
+        self._scratch.cleanup()
+
+
+def _to_json(module: Any) -> str:
+    import tvm
+
+    return tvm.ir.save_json(module)

@@ -1,0 +1,302 @@
+"""The run folder: what was asked, on what machine, and one line a trial.
+
+    <id>/experiment.json    the Experiment
+         environment.json   machine, versions, git state, the target and its roofline
+         tasks.json         the model's tasks (TaskInfo)
+         trials.jsonl       one Trial a line, appended and flushed
+         state.json         status, heartbeat, pid
+         lock               held by the search process for as long as it lives
+         log.txt            what the search process printed
+         compare.json       written by tvmlab.compare
+         database_*.json    TVM's own database (tvm.s_tir.meta_schedule.database.JSONDatabase)
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import orjson
+from filelock import FileLock, Timeout
+
+from tvmlab.core import MissingTool, RecordError, Roofline, RunError, TaskInfo, Trial, TrialStatus
+from tvmlab.experiment import Experiment
+
+__all__ = ["FORMAT", "RunFolder", "State", "TrialWriter", "cut_torn_line", "default_runs_dir"]
+
+FORMAT = 1
+_STALE_START_S = 120.0  # a search process that has not taken the lock by then never will
+
+
+def default_runs_dir() -> Path:
+    """`runs/` in the working directory, or what the environment variable TVMLAB_RUNS names."""
+    return Path(os.environ.get("TVMLAB_RUNS") or "runs")
+
+
+@dataclass(frozen=True)
+class State:
+    """state.json: what the search process last said of itself. Times are Unix seconds, durations and estimates seconds.
+
+    `elapsed_s` is the tuning time over all sessions; `phases` splits it (search_s, build_wait_s, run_s); `phase` says
+    what goes on now.
+    """
+
+    status: str = "running"
+    pid: int = 0
+    started_s: float = 0.0
+    heartbeat_s: float = 0.0
+    elapsed_s: float = 0.0
+    trials: int = 0
+    total_trials: int = 0
+    estimate_s: float | None = None
+    untuned_s: float | None = None
+    phase: str = ""
+    phases: dict[str, float] = field(default_factory=dict)
+    message: str = ""
+
+
+class RunFolder:
+    """One run on the disk. Reading needs no TVM; only the search process writes trials.
+
+    >>> import tempfile
+    >>> folder = RunFolder.create(Experiment(model="alexnet"), tempfile.mkdtemp())
+    >>> folder.experiment.model, folder.status
+    ('alexnet', 'running')
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    def id(self) -> str:
+        """Name of the folder."""
+        return self.path.name
+
+    @classmethod
+    def create(cls, experiment: Experiment, runs_dir: str | Path | None = None) -> RunFolder:
+        """Make a new folder for an experiment; two runs never share one.
+
+        Raises MissingTool if the disk is full or the folder cannot be written.
+        """
+        parent = Path(runs_dir) if runs_dir is not None else default_runs_dir()
+        slug = re.sub(r"[^a-z0-9]+", "-", Path(experiment.model).stem.lower()).strip("-") or "model"
+        stem = f"{time.strftime('%Y%m%d-%H%M%S')}-{slug}-{experiment.steps[0].kind}-s{experiment.seed}"
+        try:
+            parent.mkdir(parents=True, exist_ok=True)
+            folder = cls(_make_unique(parent, stem))
+            folder.write_json("experiment.json", {"format": FORMAT, "experiment": experiment.model_dump(mode="json")})
+            folder.write_state(State(started_s=time.time(), heartbeat_s=time.time()))
+        except OSError as error:
+            raise _disk_error(parent, error) from error
+        return folder
+
+    @classmethod
+    def open(cls, run: str | Path | RunFolder, runs_dir: str | Path | None = None) -> RunFolder:
+        """A run by folder or by id. Raises RecordError if it is not one this version can read."""
+        if isinstance(run, RunFolder):
+            return run
+        parent = Path(runs_dir) if runs_dir is not None else default_runs_dir()
+        path = next((p for p in (Path(run), parent / run) if p.is_dir()), None)
+        if path is None:
+            known = sorted(p.parent.name for p in parent.glob("*/experiment.json"))[-3:]
+            raise RecordError(
+                f"no run {str(run)!r} here or in {parent}", remedy=f"known are {known}" if known else "none exist yet"
+            )
+        folder = cls(path)
+        folder._check_format()
+        return folder
+
+    def _check_format(self) -> None:
+        found = self.read_json("experiment.json")
+        if not isinstance(found, dict) or "format" not in found or "experiment" not in found:
+            raise RecordError(f"{self.path} is not a tvmlab run folder", remedy="pass a folder that tvmlab.tune made")
+        if not isinstance(found["format"], int) or found["format"] > FORMAT:
+            raise RecordError(
+                f"{self.path} was written in format {found['format']!r}, this tvmlab reads up to {FORMAT}",
+                remedy="install a newer tvmlab; the folder was not changed",
+            )
+
+    @property
+    def experiment(self) -> Experiment:
+        """What was asked."""
+        return Experiment.from_json(orjson.dumps(self.read_json("experiment.json")["experiment"]))
+
+    @property
+    def environment(self) -> dict[str, Any]:
+        """Machine, versions, target; empty until the search process has written it."""
+        return self.read_json("environment.json", missing={})
+
+    @property
+    def roofline(self) -> Roofline | None:
+        """The device's measured limits, None if they were not measured."""
+        found = self.environment.get("target", {}).get("roofline")
+        return Roofline(**found) if found else None
+
+    @property
+    def tasks(self) -> list[TaskInfo]:
+        """The model's tasks; empty until the search process has extracted them."""
+        return [TaskInfo(**row) for row in self.read_json("tasks.json", missing=[])]
+
+    @property
+    def comparison(self) -> dict[str, Any] | None:
+        """What tvmlab.compare measured, None if it was not run."""
+        return self.read_json("compare.json", missing=None)
+
+    @property
+    def state(self) -> State:
+        """The last state written, with the status corrected if its process died."""
+        state = State(**self.read_json("state.json", missing={"status": "failed", "message": "state.json is missing"}))
+        if state.status != "running" or self.is_locked():
+            return state
+        if state.pid == 0 and time.time() - state.started_s < _STALE_START_S:
+            return state
+        # The process may have written its last word and let go of the lock since the first look.
+        state = State(**self.read_json("state.json"))
+        if state.status != "running":
+            return state
+        return replace(
+            state, status="failed", message="the search process died; tvmlab resume continues (its output is in log.txt)"
+        )
+
+    @property
+    def status(self) -> str:
+        """running, done, stopped or failed."""
+        return self.state.status
+
+    def lock(self) -> FileLock:
+        """The lock that makes its holder the folder's only writer."""
+        return FileLock(self.path / "lock", timeout=0)
+
+    def acquire(self) -> FileLock:
+        """Become the only writer. Raises RunError if another process is."""
+        lock = self.lock()
+        try:
+            lock.acquire(timeout=5)  # a reader that looks at the status holds it for an instant
+        except Timeout:
+            raise RunError(
+                f"run {self.id} is being written by process {self.read_json('state.json', missing={}).get('pid')}",
+                remedy="attach to it instead, or stop it first",
+            ) from None
+        return lock
+
+    def is_locked(self) -> bool:
+        """Whether a living process holds the run (the kernel frees the lock of a dead one)."""
+        lock = self.lock()
+        try:
+            with lock.acquire():
+                return False
+        except Timeout:
+            return True
+
+    def write_state(self, state: State) -> None:
+        """Replace state.json."""
+        self.write_json("state.json", asdict(state))
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Replace a file in one step: a reader sees the old or the new one, never half."""
+        target = self.path / name
+        scratch = target.with_name(f".{name}.{os.getpid()}")
+        scratch.write_bytes(orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_SERIALIZE_NUMPY))
+        scratch.replace(target)
+
+    def read_json(self, name: str, **missing: Any) -> Any:
+        """Parse a file of the folder; `missing=` is returned where there is none."""
+        path = self.path / name
+        try:
+            return orjson.loads(path.read_bytes())
+        except FileNotFoundError:
+            if "missing" in missing:
+                return missing["missing"]
+            raise RecordError(
+                f"{self.path} is not a tvmlab run folder: {name} is missing", remedy="pass a folder that tvmlab.tune made"
+            ) from None
+        except orjson.JSONDecodeError as error:
+            raise RecordError(f"{path} is damaged ({error})", remedy="restore it from a copy or delete the run") from None
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """The trials as plain dicts, in order. A torn last line (a process killed mid-write) is left out."""
+        try:
+            lines = (self.path / "trials.jsonl").open("rb")
+        except FileNotFoundError:
+            return
+        with lines:
+            for number, line in enumerate(lines, start=1):
+                if not line.endswith(b"\n"):
+                    return
+                try:
+                    yield orjson.loads(line)
+                except orjson.JSONDecodeError as error:
+                    raise RecordError(
+                        f"line {number} of {self.path / 'trials.jsonl'} is damaged ({error})",
+                        remedy="delete that line; the other trials are whole",
+                    ) from None
+
+    def trials(self) -> Iterator[Trial]:
+        """The trials in the order they ended."""
+        for row in self.rows():
+            yield Trial(**{**row, "status": TrialStatus(row["status"])})
+
+    def log_tail(self, lines: int = 20) -> str:
+        """The last lines the search process printed."""
+        path = self.path / "log.txt"
+        return "\n".join(path.read_text(errors="replace").splitlines()[-lines:]) if path.exists() else ""
+
+    def __repr__(self) -> str:
+        return f"RunFolder({str(self.path)!r})"
+
+
+class TrialWriter:
+    """Appends to trials.jsonl. Opening it cuts off a torn last line, so the next append starts a line of its own."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        self._path = folder.path / "trials.jsonl"
+        cut_torn_line(self._path)
+        self._file = self._path.open("ab", buffering=0)
+
+    def append(self, trial: Trial) -> None:
+        """Write one line with a single write call. Raises MissingTool when the disk is full."""
+        line = orjson.dumps(trial, option=orjson.OPT_APPEND_NEWLINE | orjson.OPT_SERIALIZE_NUMPY)
+        try:
+            written = self._file.write(line)
+        except OSError as error:
+            raise _disk_error(self._path, error) from error
+        if written != len(line):
+            raise MissingTool(f"the disk of {self._path} is full", remedy="free space, then tvmlab resume")
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def cut_torn_line(path: Path) -> None:
+    """Remove what follows the last newline of a file: the half-written line of a process that was killed."""
+    if not path.exists():
+        return
+    with path.open("rb+") as file:
+        keep = file.seek(0, os.SEEK_END)
+        while keep > 0:
+            file.seek(keep - 1)
+            if file.read(1) == b"\n":
+                break
+            keep -= 1
+        file.truncate(keep)
+
+
+def _make_unique(parent: Path, stem: str) -> Path:
+    number = 1
+    while True:
+        path = parent / (stem if number == 1 else f"{stem}-{number}")
+        try:
+            path.mkdir()
+            return path
+        except FileExistsError:
+            number += 1
+
+
+def _disk_error(path: Path, error: OSError) -> MissingTool:
+    return MissingTool(f"cannot write to {path} ({error.strerror or error})", remedy="free space or choose another runs_dir")

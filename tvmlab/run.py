@@ -1,0 +1,240 @@
+"""Start, watch, stop, resume and list runs. The search itself runs in a process of its own (search_process.py)."""
+
+from __future__ import annotations
+
+import html
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tvmlab.core import RunError, TvmlabError
+from tvmlab.experiment import Experiment
+from tvmlab.records import RunFolder, default_runs_dir
+from tvmlab.search_process import check_experiment
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["Progress", "Run", "attach", "resume", "runs", "tune"]
+
+_POLL_S = 0.2
+_STOP_GRACE_S = 180.0  # a stop waits for the trial under way, and that for its build
+
+# Set by tvmlab.widgets: how a notebook shows a run. Only widgets know the notebook.
+view: Callable[[Run], dict[str, Any]] | None = None
+
+
+@dataclass(frozen=True)
+class Progress:
+    """A moment of a run. Estimates are of the model, in milliseconds; None while a task has no latency yet."""
+
+    status: str
+    trials: int
+    total_trials: int
+    elapsed_s: float
+    trials_per_s: float
+    estimate_ms: float | None
+    untuned_ms: float | None
+    seconds_left: float | None
+    phase: str
+    message: str
+
+    def __str__(self) -> str:
+        parts = [self.status, f"{self.trials}/{self.total_trials} trials", f"{self.trials_per_s:.2f} trials/s"]
+        if self.estimate_ms is not None:
+            parts.append(f"model estimate {self.estimate_ms:.3g} ms")
+        if self.untuned_ms is not None:
+            parts.append(f"untuned {self.untuned_ms:.3g} ms")
+        if self.seconds_left is not None and self.status == "running":
+            parts.append(f"{self.seconds_left:.0f} s left")
+        return ", ".join(parts)
+
+
+class Run:
+    """A run that was started, here or elsewhere: everything is read from its folder."""
+
+    def __init__(self, folder: RunFolder, process: subprocess.Popen[bytes] | None = None) -> None:
+        self.folder = folder
+        self._process = process
+
+    @property
+    def id(self) -> str:
+        """Name of the run folder."""
+        return self.folder.id
+
+    @property
+    def experiment(self) -> Experiment:
+        """What was asked."""
+        return self.folder.experiment
+
+    @property
+    def status(self) -> str:
+        """running, done, stopped or failed."""
+        if self._process is not None:
+            self._process.poll()  # reaps it once it has ended
+        return self.folder.status
+
+    @property
+    def progress(self) -> Progress:
+        """Where the run is now."""
+        state = self.folder.state
+        rate = state.trials / state.elapsed_s if state.elapsed_s else 0.0
+        return Progress(
+            status=state.status,
+            trials=state.trials,
+            total_trials=state.total_trials,
+            elapsed_s=state.elapsed_s,
+            trials_per_s=rate,
+            estimate_ms=None if state.estimate_s is None else state.estimate_s * 1e3,
+            untuned_ms=None if state.untuned_s is None else state.untuned_s * 1e3,
+            seconds_left=self._seconds_left(state.trials, state.total_trials, state.elapsed_s, rate),
+            phase=state.phase,
+            message=state.message,
+        )
+
+    def _seconds_left(self, trials: int, total: int, elapsed_s: float, rate: float) -> float | None:
+        limit = self.experiment.time_limit_s
+        by_time = None if limit is None else max(limit - elapsed_s, 0.0)
+        by_trials = (total - trials) / rate if rate else None
+        known = [seconds for seconds in (by_time, by_trials) if seconds is not None]
+        return min(known) if known else None
+
+    def wait(self, timeout: float | None = None) -> Run:
+        """Block until the run has ended, or for `timeout` seconds; returns itself.
+
+        Raises RunError if the run failed.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while self.status == "running":
+            if deadline is not None and time.monotonic() >= deadline:
+                return self
+            time.sleep(_POLL_S)
+        state = self.folder.state
+        if state.status == "failed":
+            raise RunError(f"run {self.id} failed", remedy=state.message or self.folder.log_tail(3))
+        return self
+
+    def stop(self, *, wait: bool = True) -> Run:
+        """End the search after the trial under way; `resume` continues it. A run that has ended stays as it is."""
+        deadline = time.monotonic() + _STOP_GRACE_S
+        while self.status == "running":
+            state = self.folder.state
+            if state.pid and self.folder.is_locked():
+                os.kill(state.pid, signal.SIGTERM)
+                break
+            time.sleep(_POLL_S)  # the process is starting and cannot hear yet
+        while wait and self.status == "running":
+            if time.monotonic() > deadline:
+                raise RunError(f"run {self.id} does not stop", remedy=f"kill process {self.folder.state.pid}")
+            time.sleep(_POLL_S)
+        return self
+
+    def frame(self) -> pd.DataFrame:
+        """The trials as a frame (tvmlab.frames.trials)."""
+        from tvmlab import frames
+
+        return frames.trials(self.folder)
+
+    def __repr__(self) -> str:
+        return f"<Run {self.id}: {self.progress}>"
+
+    def _repr_html_(self) -> str:
+        progress = self.progress
+        message = f"<br>{html.escape(progress.message)}" if progress.message else ""
+        return f"<b>{html.escape(self.id)}</b>: {html.escape(str(progress))}{message}"
+
+    def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
+        if view is not None:
+            return view(self)
+        return {"text/plain": repr(self), "text/html": self._repr_html_()}
+
+
+def tune(experiment: Experiment, runs_dir: str | Path | None = None) -> Run:
+    """Start an experiment and return at once; the search runs in a process of its own.
+
+    `run.wait()` blocks, `run.stop()` ends it early. Raises InputError or MissingTool, before anything is written,
+    for a model or target that cannot be used, a missing compiler or a full disk.
+
+    Example: `tvmlab.tune(tvmlab.Experiment(model="alexnet", steps=[tvmlab.Ansor(max_trials=64)])).wait()`
+    """
+    from tvmlab.doctor import require_compiler, require_disk
+
+    check_experiment(experiment)
+    require_compiler()
+    parent = Path(runs_dir) if runs_dir is not None else default_runs_dir()
+    require_disk(parent)
+    for step in experiment.steps:
+        for source in step.warm_start:
+            RunFolder.open(source, parent)
+    return _launch(RunFolder.create(experiment, parent))
+
+
+def attach(run: str | Path | RunFolder, runs_dir: str | Path | None = None) -> Run:
+    """A run that was started before, by this process or another, by id or folder.
+
+    Raises RecordError if there is none.
+    """
+    return Run(RunFolder.open(run, runs_dir))
+
+
+def resume(run: str | Path | RunFolder | Run, runs_dir: str | Path | None = None) -> Run:
+    """Continue a stopped or failed run to the total that was asked; a finished one is returned as it is.
+
+    Raises RunError if it is still running.
+    """
+    folder = RunFolder.open(run.folder if isinstance(run, Run) else run, runs_dir)
+    state = folder.state
+    if state.status == "running":
+        raise RunError(f"run {folder.id} is running", remedy="attach to it instead")
+    if state.status == "done":
+        return Run(folder)
+    check_experiment(folder.experiment)
+    folder.acquire().release()  # nobody else may be about to write it
+    folder.write_json("state.json", {**folder.read_json("state.json", missing={}), **_starting()})
+    return _launch(folder)
+
+
+def runs(runs_dir: str | Path | None = None) -> pd.DataFrame:
+    """All runs of a folder, the newest first: id, model, status, trials, elapsed_s, estimate_ms, message."""
+    import pandas as pd
+
+    parent = Path(runs_dir) if runs_dir is not None else default_runs_dir()
+    rows = []
+    for path in sorted(parent.glob("*/experiment.json"), reverse=True):
+        try:
+            run = attach(path.parent)
+            rows.append({"run": run.id, "model": run.experiment.model, "target": run.experiment.target, **_row(run)})
+        except TvmlabError as error:
+            rows.append({"run": path.parent.name, "status": "unreadable", "message": str(error)})
+    columns = ["run", "model", "target", "status", "trials", "elapsed_s", "estimate_ms", "message"]
+    return pd.DataFrame(rows, columns=columns).set_index("run")
+
+
+def _row(run: Run) -> dict[str, Any]:
+    progress = run.progress
+    names = ("status", "trials", "elapsed_s", "estimate_ms", "message")
+    return {name: getattr(progress, name) for name in names}
+
+
+def _starting() -> dict[str, Any]:
+    return {"status": "running", "pid": 0, "started_s": time.time(), "message": ""}
+
+
+def _launch(folder: RunFolder) -> Run:
+    """Start the search process in a session of its own: a kernel's interrupt, restart or end does not reach it."""
+    with (folder.path / "log.txt").open("ab") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "tvmlab.search_process", str(folder.path.resolve())],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+    return Run(folder, process)
+

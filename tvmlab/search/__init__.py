@@ -1,0 +1,1 @@
+"""Strategies (one a file), the learned cost model, and the allocation of trials to tasks."""

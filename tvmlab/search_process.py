@@ -1,0 +1,159 @@
+"""The process that searches: `python -m tvmlab.search_process <run folder>`, started by tvmlab.run in a session of its own.
+
+It holds the folder's lock for as long as it lives, writes a heartbeat, and ends on SIGTERM after the trial under way.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from tvmlab.core import InputError, Measurer, TvmlabError
+from tvmlab.environment import describe
+from tvmlab.experiment import Experiment
+from tvmlab.loop import Session, run_steps
+from tvmlab.measure.local import LocalMeasurer
+from tvmlab.models import Model, load_model
+from tvmlab.records import RunFolder
+from tvmlab.targets import Target
+from tvmlab.targets import target as named_target
+from tvmlab.tasks import Task, extract, require_tunable
+
+__all__ = ["main", "prepare", "search"]
+
+_HEARTBEAT_S = 0.5
+
+
+def main(path: str) -> int:
+    """Search until the experiment is done, stopped or failed; the exit code is 0 unless it failed."""
+    folder = RunFolder.open(path)
+    with folder.acquire():
+        stop = threading.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: stop.set())
+        state = folder.state
+        folder.write_state(replace(state, status="running", pid=os.getpid(), phase="importing the model", message=""))
+        try:
+            search(folder, stop)
+        except Exception as error:  # noqa: BLE001  a run never ends without saying why
+            traceback.print_exc()
+            message = str(error) if isinstance(error, TvmlabError) else f"{type(error).__name__}: {error} (log.txt)"
+            last = folder.read_json("state.json")
+            folder.write_json("state.json", {**last, "status": "failed", "message": message})
+            return 1
+    return 0
+
+
+def search(
+    folder: RunFolder,
+    stop: threading.Event,
+    make_measurer: Callable[[list[Task], Target, RunFolder], Measurer] | None = None,
+) -> None:
+    """Do what the folder's experiment asks, from where it is, and write how it ended."""
+    model, target, tasks = prepare(folder)
+    make = make_measurer or _local_measurer
+    measurer = make(tasks, target, folder)
+    session = Session(folder, tasks, target, measurer)
+    session.stop = stop
+    pulse = _Heartbeat(folder, session)
+    try:
+        pulse.start()
+        run_steps(session)
+    finally:
+        pulse.finish()
+        measurer.close()
+        session.close()
+    status, message = _outcome(session)
+    session.phase = ""
+    _write(folder, session, status, message)
+
+
+def prepare(folder: RunFolder) -> tuple[Model, Target, list[Task]]:
+    """Load what the experiment names and note it in the folder. Raises InputError if the machine is another one."""
+    experiment = folder.experiment
+    target = named_target(experiment.target)
+    _check_same_machine(folder, target)
+    model = load_model(experiment.model, batch=experiment.batch, seed=experiment.seed, dims=experiment.dims)
+    tasks = extract(model, target)
+    require_tunable(tasks, model)
+    folder.write_json("tasks.json", [asdict(task.info) for task in tasks])
+    if not folder.environment:
+        about = {
+            "name": model.name,
+            "source": model.source,
+            "sha256": model.sha256,
+            "parameters": model.parameters,
+            "flops": model.flops,
+        }
+        folder.write_json("environment.json", {"target": target.as_record(), "model": about, **describe()})
+    return model, target, tasks
+
+
+def _check_same_machine(folder: RunFolder, target: Target) -> None:
+    before = folder.environment.get("target")
+    if before and (before["attrs"], before["label"]) != (target.attrs, target.label):
+        raise InputError(
+            f"run {folder.id} was made on {before['label']}, this is {target.label}",
+            remedy="resume it there, or start a new run with warm_start naming this one",
+        )
+
+
+def _local_measurer(tasks: list[Task], target: Target, folder: RunFolder) -> Measurer:
+    return LocalMeasurer(tasks, target, folder.experiment.measure, folder.path / "log.txt")
+
+
+def _outcome(session: Session) -> tuple[str, str]:
+    if session.stop.is_set():
+        return "stopped", "stopped on request; tvmlab resume continues to the total that was asked"
+    if session.is_over:
+        return "done", "the time limit was reached"
+    if session.trials < session.total_trials:
+        return "done", "every task stopped early or has no more candidates"
+    return "done", ""
+
+
+def _write(folder: RunFolder, session: Session, status: str, message: str = "") -> None:
+    started = folder.read_json("state.json")["started_s"]
+    folder.write_state(replace(session.state(status, message), pid=os.getpid(), started_s=started))
+
+
+class _Heartbeat(threading.Thread):
+    """Writes the state twice a second, so that a reader sees a long build as life and a dead process as none."""
+
+    def __init__(self, folder: RunFolder, session: Session) -> None:
+        super().__init__(daemon=True, name="heartbeat")
+        self._folder = folder
+        self._session = session
+        self._finished = threading.Event()
+
+    def run(self) -> None:
+        """Beat until told to finish."""
+        while not self._finished.is_set():
+            _write(self._folder, self._session, "running")
+            self._finished.wait(_HEARTBEAT_S)
+
+    def finish(self) -> None:
+        """Stop beating."""
+        self._finished.set()
+        self.join()
+
+
+def check_experiment(experiment: Experiment) -> None:
+    """Everything that can be wrong with an experiment, found before a run folder exists. Raises TvmlabError."""
+    target = named_target(experiment.target)
+    if target.device is None:
+        raise InputError(
+            f"target {experiment.target!r} has no device here to measure on",
+            remedy="use one that tvmlab.targets() lists; a target without its device is for compiling only",
+        )
+    load_model(experiment.model, batch=experiment.batch, seed=experiment.seed, dims=experiment.dims)
+
+
+if __name__ == "__main__":
+    sys.exit(main(str(Path(sys.argv[1]))))

@@ -1,0 +1,1 @@
+"""The schedules a search may pick from."""

@@ -1,0 +1,138 @@
+"""The sketch space of a task: TVM's generated schedules, the knobs in them, and the points those span."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from tvmlab.compat import load_meta_schedule, structural_key, to_plain
+from tvmlab.core import Candidate
+from tvmlab.spaces.knobs import Choice, Knob, Location, Tile
+
+__all__ = ["Point", "SketchSpace"]
+
+Point = tuple[int, Sequence[Any]]  # sketch number, decisions of its sampling instructions
+
+_ATTEMPTS = 40  # random points tried for each one wanted: on CUDA 1 in 20 passes the postprocessors
+_LOCATIONS = 6  # loops considered for a compute location before any was seen
+
+
+class SketchSpace:
+    """Generated sketches (Ansor section 4.1, by TVM's rules for the target), each with sampled knobs.
+
+    Raises nothing for a point that does not apply: `realize` gives None.
+    """
+
+    def __init__(self, task_key: str, module: Any, target: Any) -> None:
+        meta_schedule = load_meta_schedule(target.kind.name)
+        self.task_key = task_key
+        self._module = module
+        self.context = meta_schedule.TuneContext(
+            mod=module, target=target, space_generator="post-order-apply", rand_state=1, num_threads=1
+        ).clone()
+        found = self.context.generate_design_space()
+        self.sketches = [sketch.trace.simplified(True) for sketch in found]
+        self._shapes = [_split(sketch)[0] for sketch in self.sketches]
+        self._samplers = [[inst for inst in s.insts if inst.kind.name.startswith("Sample")] for s in self.sketches]
+        self._knobs = [
+            [_knob(inst, decision) for inst, decision in zip(samplers, _split(sketch)[1], strict=True)]
+            for sketch, samplers in zip(self.sketches, self._samplers, strict=True)
+        ]
+        self._widths = [sum(len(k.encode(v)) for k, v in zip(ks, _split(s)[1], strict=True))
+                        for s, ks in zip(self.sketches, self._knobs, strict=True)]
+
+    def __len__(self) -> int:
+        return len(self.sketches)
+
+    @property
+    def is_single(self) -> bool:
+        """Whether the space has no knob at all: one sketch, nothing to choose."""
+        return len(self.sketches) == 1 and not self._knobs[0]
+
+    def random(self, sketch: int, rng: np.random.Generator) -> Point:
+        """A point of a sketch drawn knob by knob; it need not be valid."""
+        return sketch, [knob.random(rng) for knob in self._knobs[sketch]]
+
+    def mutate(self, point: Point, rng: np.random.Generator) -> Point:
+        """A point that differs in one knob."""
+        sketch, decisions = point
+        if not decisions:
+            return point
+        changed = list(decisions)
+        position = int(rng.integers(len(changed)))
+        changed[position] = self._knobs[sketch][position].mutate(changed[position], rng)
+        return sketch, changed
+
+    def encode(self, point: Point) -> Any:
+        """A point as a float32 vector; the knobs of the other sketches are zero."""
+        sketch, decisions = point
+        vector = np.zeros(len(self.sketches) + sum(self._widths), dtype="float32")
+        vector[sketch] = 1
+        start = len(self.sketches) + sum(self._widths[:sketch])
+        values = [x for knob, value in zip(self._knobs[sketch], decisions, strict=True) for x in knob.encode(value)]
+        vector[start : start + len(values)] = values
+        return vector
+
+    def realize(self, point: Point) -> Candidate | None:
+        """The candidate at a point; None where TVM's schedule or a postprocessor refuses it.
+
+        TVM repairs some invalid decisions in silence; the candidate's decisions are the ones that were applied.
+        """
+        from tvm.s_tir import Trace
+
+        sketch, decisions = point
+        chosen = dict(zip(self._samplers[sketch], decisions, strict=True))
+        return self.replay(Trace(self.sketches[sketch].insts, chosen))
+
+    def sample(self, sketch: int, rng: np.random.Generator) -> Candidate | None:
+        """A valid random candidate of a sketch, drawn by TVM's own sampler; None if it finds none."""
+        from tvm.s_tir import Trace
+
+        for _ in range(_ATTEMPTS):
+            found = self.replay(Trace(self.sketches[sketch].insts, {}), seed=int(rng.integers(1, 2**31 - 1)))
+            if found is not None:
+                return found
+        return None
+
+    def replay(self, trace: Any, seed: int = 1) -> Candidate | None:
+        """The candidate a trace makes of this task, postprocessed; None if it does not apply or is not valid.
+
+        Decisions that the trace lacks are sampled with `seed`.
+        """
+        from tvm.s_tir import Schedule
+
+        schedule = Schedule(self._module, seed=seed, debug_mask="none", error_render_level="none")
+        try:
+            trace.apply_to_schedule(schedule, remove_postproc=True)
+            schedule.enter_postproc()
+            valid = all(postproc.apply(schedule) for postproc in self.context.space_generator.postprocs)
+        except Exception:  # noqa: BLE001  a trace that does not fit raises ScheduleError, InternalError or ValueError
+            return None
+        if not valid:
+            return None
+        sketch, decisions = self.point(schedule.trace)
+        return Candidate(self.task_key, structural_key(schedule.mod), sketch, decisions, schedule)
+
+    def point(self, trace: Any) -> Point:
+        """Which sketch a trace comes from (-1: none of them), and its decisions in order, as plain data."""
+        shape, decisions = _split(trace.simplified(True))
+        return (self._shapes.index(shape) if shape in self._shapes else -1), decisions
+
+
+def _split(trace: Any) -> tuple[str, list[Any]]:
+    """A trace as the text of its instructions (what tells sketches apart) and its decisions."""
+    instructions, decisions = to_plain(trace.as_json())
+    return json.dumps(instructions), [decision for _, decision in decisions]
+
+
+def _knob(instruction: Any, decision: Any) -> Knob:
+    kind = instruction.kind.name
+    attributes = to_plain(instruction.attrs)
+    if kind in ("SamplePerfectTile", "SamplePartitionedTile"):
+        return Tile(int(np.prod(decision)), int(attributes[0]), max(int(attributes[1]), 0))
+    if kind == "SampleCategorical":
+        return Choice(len(attributes[0]))
+    return Location(max(_LOCATIONS, int(decision)))

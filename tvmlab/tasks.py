@@ -1,0 +1,221 @@
+"""A model on a target, cut into weighted tasks; and the model compiled again from a database of schedules."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import pandas as pd
+
+from tvmlab.compat import load_meta_schedule, structural_key, to_plain
+from tvmlab.core import InputError, TaskInfo
+from tvmlab.models import Model, load_model
+from tvmlab.targets import Target
+from tvmlab.targets import target as named_target
+
+__all__ = ["Task", "arguments", "compile_model", "extract", "lower", "tasks"]
+
+
+@dataclass(frozen=True)
+class Task:
+    """One distinct fused operator: what is known of it, and its unscheduled module (one function, `main`)."""
+
+    info: TaskInfo
+    module: Any
+
+    @property
+    def key(self) -> str:
+        """Structural hash of the module, 16 hex digits."""
+        return self.info.key
+
+
+def tasks(model: str | Model, target: str | Target = "auto") -> pd.DataFrame:
+    """The tasks of a model as a frame, the largest share first.
+
+    Columns: kernel_class, shapes (inputs -> outputs), weight (how often it occurs), flops and bytes (of one
+    occurrence), intensity (FLOP/byte), roofline_us (the shortest time the device's measured limits allow; NaN for
+    a target without its device), share (of the model's roofline-limited latency, or of its FLOPs), tunable.
+
+    Raises InputError for an unknown model or target, or an operator that TVM cannot import.
+    """
+    model = load_model(model) if isinstance(model, str) else model
+    target = named_target(target) if isinstance(target, str) else target
+    infos = [task.info for task in extract(model, target)]
+    limit = target.roofline
+    frame = pd.DataFrame(
+        {
+            "kernel_class": [info.kernel_class for info in infos],
+            "shapes": [info.shapes for info in infos],
+            "weight": [info.weight for info in infos],
+            "flops": [info.flops for info in infos],
+            "bytes": [info.bytes_moved for info in infos],
+            "intensity": [info.intensity for info in infos],
+            "roofline_us": [
+                limit.latency_s(info.flops, info.bytes_moved) * 1e6 if limit else float("nan") for info in infos
+            ],
+            "tunable": [info.tunable for info in infos],
+        },
+        index=pd.Index([info.name for info in infos], name="task"),
+    )
+    cost = frame["weight"] * (frame["roofline_us"] if limit else frame["flops"]) * frame["tunable"]
+    frame.insert(7, "share", cost / cost.sum())
+    return frame.sort_values("share", ascending=False)
+
+
+def lower(model: Model, target: Target) -> tuple[Any, dict[str, str]]:
+    """The model as fused TensorIR functions, unscheduled; and the kernel class of each function by name."""
+    import tvm
+    from tvm.relax import transform
+
+    load_meta_schedule(target.kind)
+    module = model.module
+    operators = _operator_names(module)
+    with target.to_tvm(), tvm.transform.PassContext(opt_level=3):
+        module = tvm.transform.Sequential(
+            [
+                transform.DecomposeOpsForInference(),
+                transform.CanonicalizeBindings(),
+                transform.FoldConstant(),
+                transform.LegalizeOps(),
+                transform.AnnotateTIROpPattern(),
+                transform.FoldConstant(),
+                transform.FuseOps(),
+            ]
+        )(module)
+        classes = _kernel_classes(module, operators)
+        return transform.FuseTIR()(module), classes
+
+
+def extract(model: Model, target: Target) -> list[Task]:
+    """The distinct tasks of a model on a target, in the order TVM finds them."""
+    return extract_from(*lower(model, target), target)
+
+
+def extract_from(lowered: Any, classes: dict[str, str], target: Target) -> list[Task]:
+    """The distinct tasks of an already lowered model."""
+    meta_schedule = load_meta_schedule(target.kind)
+    found = meta_schedule.relax_integration.extract_tasks(lowered, target.to_tvm())
+    return [_task(item, classes) for item in found]
+
+
+def compile_model(lowered: Any, target: Target, database: Any = None) -> Any:
+    """Compile a lowered model; tasks in the database take their best schedule, the others their default one.
+
+    Returns TVM's VMExecutable. `lowered` is the first result of `lower`.
+    """
+    import tvm
+    from tvm.relax import transform
+
+    load_meta_schedule(target.kind)
+    with target.to_tvm(), tvm.transform.PassContext(opt_level=3):
+        if database is not None:
+            with database:
+                lowered = transform.MetaScheduleApplyDatabase()(lowered)
+        if target.kind == "cuda":
+            lowered = default_gpu_schedule(lowered)
+        return tvm.compile(lowered, target=target.to_tvm())
+
+
+def default_gpu_schedule(module: Any) -> Any:
+    """Schedule what is not scheduled yet with TVM's dlight rules: a GPU cannot run an unscheduled kernel."""
+    from tvm.s_tir import dlight
+
+    gpu = dlight.gpu
+    return dlight.ApplyDefaultSchedule(
+        gpu.Matmul(), gpu.GEMV(), gpu.Reduction(), gpu.GeneralReduction(), gpu.Transpose(), gpu.Fallback()
+    )(module)
+
+
+def _task(found: Any, classes: dict[str, str]) -> Task:
+    from tvm import relax
+    from tvm.s_tir import analysis
+
+    module = found.dispatched[0]
+    function = module["main"]
+    tensors = arguments(module)
+    moved = sum(math.prod(shape) * _itemsize(dtype) for shape, dtype in tensors)
+    info = TaskInfo(
+        key=structural_key(module),
+        name=str(found.task_name),
+        kernel_class=classes.get(str(found.task_name), _stem(str(found.task_name))),
+        weight=int(found.weight),
+        flops=float(analysis.estimate_tir_flops(module)),
+        bytes_moved=float(moved),
+        # A reshape becomes a view in the compiled model, so there is nothing to gain.
+        tunable=not relax.analysis.has_reshape_pattern(function),
+        shapes=" ".join("x".join(map(str, shape)) or "scalar" for shape, _ in tensors),
+    )
+    return Task(info, module)
+
+
+def arguments(module: Any) -> list[tuple[tuple[int, ...], str]]:
+    """Shape and dtype of every argument of a task's module, inputs first."""
+    meta_schedule = load_meta_schedule()
+    found = []
+    for info in meta_schedule.arg_info.ArgInfo.from_prim_func(module["main"]):
+        _, dtype, shape = to_plain(info.as_json())
+        found.append((tuple(int(size) for size in shape), str(dtype)))
+    return found
+
+
+@lru_cache
+def _itemsize(dtype: str) -> int:
+    digits = re.search(r"\d+", dtype)
+    bits = int(digits.group()) if digits else 8  # "bool"
+    return max(bits // 8, 1)
+
+
+def _operator_names(module: Any) -> set[str]:
+    """The operators of a Relax module without their dialect: `relax.nn.conv2d` gives `conv2d`."""
+    import tvm
+    from tvm import relax
+
+    names: set[str] = set()
+
+    def visit(node: Any) -> None:
+        if isinstance(node, relax.Call) and isinstance(node.op, tvm.ir.Op):
+            names.add(node.op.name.rsplit(".", 1)[-1])
+
+    for _, function in module.functions_items():
+        if isinstance(function, relax.Function):
+            relax.analysis.post_order_visit(function, visit)
+    return names
+
+
+def _kernel_classes(module: Any, operators: set[str]) -> dict[str, str]:
+    """Kernel class of every TensorIR function of a module after FuseOps: the operator types, joined by `+`."""
+    from tvm import relax
+
+    classes = {}
+    for variable, function in module.functions_items():
+        name = variable.name_hint
+        if not isinstance(function, relax.Function):
+            classes[name] = _stem(name, operators)
+        elif function.attrs and "Primitive" in function.attrs:
+            called = [
+                binding.value.args[0].name_hint
+                for block in function.body.blocks
+                for binding in block.bindings
+                if isinstance(binding.value, relax.Call) and binding.value.op.name == "relax.call_tir"
+            ]
+            classes[name] = "+".join(_stem(callee, operators) for callee in called)
+    return classes
+
+
+def _stem(name: str, operators: set[str] = frozenset()) -> str:  # type: ignore[assignment]
+    """A function's name without the ordinal TVM appends: conv2d15 -> conv2d, but log2 stays where log2 is an operator."""
+    for operator in sorted(operators, key=len, reverse=True):
+        if operator[-1].isdigit() and re.fullmatch(re.escape(operator) + r"\d*", name):
+            return operator
+    return re.sub(r"\d+$", "", name)
+
+
+def require_tunable(found: list[Task], model: Model) -> list[Task]:
+    """The tasks a search can work on. Raises InputError where a model has none."""
+    tunable = [task for task in found if task.info.tunable]
+    if not tunable:
+        raise InputError(f"model {model.name!r} has nothing to tune", remedy="it consists of reshapes only")
+    return tunable

@@ -1,0 +1,230 @@
+"""The live view of one run: status line, curve, task table, Stop and Resume.
+
+A watcher thread reads the run folder and sets widget values, so the kernel stays free. It never draws through
+`Output` or pyplot, which fail silently off the main thread.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import ipywidgets as widgets
+import pandas as pd
+from traitlets import Unicode
+
+from tvmlab import frames, plots
+from tvmlab import run as running
+from tvmlab.core import RunError, TvmlabError
+from tvmlab.run import Progress, Run
+
+__all__ = ["Monitor", "action_button", "error_html"]
+
+_LOOK_S = 0.4  # between two looks at the folder: at most 2.5 redraws a second
+_BUSY_SHARE = (
+    0.2  # long runs take longer to read: the watcher sleeps enough to stay under this share of a core
+)
+_BLANK_PNG = base64.b64decode(
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR4nGNgYGBgAAAABQABh6FO1AAAAABJRU5ErkJggg=="
+)
+_CURVE = {
+    "width": 8.8,
+    "height": 3.6,
+    "dpi": 144,
+}  # inches; 1.5 pixels a screen pixel, sharp on dense screens
+_MUTED = "#757575"
+_COLORS = {"running": "#1565c0", "done": "#2e7d32", "stopped": "#b26a00", "failed": "#c62828"}
+
+
+class Monitor(widgets.VBox):
+    """Follow a run until it ends; show it again after a page reload or a kernel restart.
+
+    `follow(run)` changes the run, `stop()` and `resume()` do what the buttons do, `close()` ends the watching
+    (never the run). `status` is the run's, or "" while there is no run. A run that cannot be read is said in
+    `message`, in red.
+    """
+
+    status = Unicode("")
+
+    def __init__(self, run: Run | None = None) -> None:
+        self.run = run
+        self._ended = threading.Event()
+        self._showing = threading.Lock()
+        self.stop_button = action_button("Stop", "stop", "End the search; what was measured is kept")
+        self.resume_button = action_button("Resume", "forward", "Continue to the total that was asked")
+        self.message = widgets.HTML()
+        self.buttons = widgets.HBox([self.stop_button, self.resume_button])
+        self.status_line = widgets.HTML(f"<span style='color:{_MUTED}'>No run yet.</span>")
+        self.curve = widgets.Image(
+            value=_BLANK_PNG, format="png", layout={"width": "100%", "max_width": "845px"}
+        )
+        self.table = widgets.HTML()
+        super().__init__([self.buttons, self.message, self.status_line, self.curve, self.table])
+        self.stop_button.on_click(lambda _: self.guard(self.stop, "Stopping after the trial under way."))
+        self.resume_button.on_click(lambda _: self.guard(self.resume, "Checking the model and the target."))
+        self.observe(lambda _: self._status_changed(), "status")
+        self._status_changed()
+        if run is not None:
+            self.follow(run)
+
+    def follow(self, run: Run) -> None:
+        """Show this run from now on."""
+        self._ended.set()
+        self._ended = threading.Event()
+        self.run = run
+        if run.status == "running":  # any other status appears together with what is drawn
+            self.status = "running"
+        threading.Thread(
+            target=self._watch, args=(run, self._ended), name=f"tvmlab-monitor-{run.id}", daemon=True
+        ).start()
+
+    def stop(self) -> None:
+        """End the search after the trial under way. Raises RunError if there is no run."""
+        self._chosen().stop(wait=False)
+
+    def resume(self) -> Run:
+        """Continue to the total that was asked. Raises RunError if there is no run or it cannot go on."""
+        run = running.resume(self._chosen().folder)
+        self.follow(run)
+        return run
+
+    def close(self) -> None:
+        """End the watching and remove the widget; the run goes on."""
+        self._ended.set()
+        super().close()
+
+    def guard(self, action: Callable[[], Any], doing: str) -> None:
+        """Do what a button asks: say what is being done until the status changes, and why if it is refused."""
+        self.message.value = f"<span style='color:{_MUTED}'>{doing}</span>"
+        try:
+            action()
+        except TvmlabError as error:
+            self.message.value = error_html(str(error))
+
+    def _chosen(self) -> Run:
+        if self.run is None:
+            raise RunError("there is no run yet", remedy="press Start first")
+        return self.run
+
+    def _status_changed(self) -> None:
+        self.message.value = ""
+        self.stop_button.disabled = self.status != "running"
+        self.resume_button.disabled = self.status not in ("stopped", "failed")
+
+    def _watch(self, run: Run, ended: threading.Event) -> None:
+        """Redraw what changed until the run ends. Runs in its own thread."""
+        drawn: tuple[Any, ...] = ()
+        while not ended.is_set():
+            began = time.monotonic()
+            try:
+                status, seen = (
+                    run.status,
+                    _marks(run),
+                )  # the status first: the last look then sees every trial
+                if (status, *seen) != drawn:
+                    self._show(run, status, ended, redraw=drawn[:1] != (status,) or drawn[2:] != seen[1:])
+                    drawn = (status, *seen)
+            except Exception as error:  # a view that froze without a word would look like a stalled search
+                self.message.value = error_html(f"cannot show run {run.id}: {error}")
+                return
+            if status != "running":
+                return
+            ended.wait(max(_LOOK_S, (time.monotonic() - began) * (1 / _BUSY_SHARE - 1)))
+
+    def _show(self, run: Run, status: str, ended: threading.Event, redraw: bool) -> None:
+        line = _status_html(run.id, run.progress)
+        if redraw:
+            curve, table = plots.latency_png(run.folder, **_CURVE), _table_html(frames.tasks(run.folder))
+        with self._showing:
+            if ended.is_set():
+                return
+            self.status_line.value = line
+            if redraw:
+                self.curve.value, self.table.value = curve, table
+            self.status = status
+
+
+def _marks(run: Run) -> tuple[int, ...]:
+    """Numbers that change when the search process writes: state, trials, tasks."""
+    found = []
+    for name in ("state.json", "trials.jsonl", "tasks.json"):
+        path = run.folder.path / name
+        found.append(path.stat().st_mtime_ns if path.exists() else 0)
+    return tuple(found)
+
+
+def _view(run: Run) -> dict[str, Any]:
+    """How a notebook shows a run: the live view, and text for exported pages and terminals."""
+    shown = Monitor(run)._repr_mimebundle_() or {}
+    return {**shown, "text/plain": repr(run), "text/html": run._repr_html_()}
+
+
+running.view = _view
+
+
+def action_button(text: str, icon: str, tooltip: str, style: str = "") -> widgets.Button:
+    """A button as wide as its neighbours; `style` is one of Jupyter's (`success`, `danger`, ...)."""
+    return widgets.Button(
+        description=text, icon=icon, tooltip=tooltip, button_style=style, layout={"width": "110px"}
+    )
+
+
+def error_html(text: str) -> str:
+    """An error message, in red, safe to put into a widget."""
+    return (
+        f"<span style='color:{_COLORS['failed']};line-height:1.4'>{html.escape(text)}</span>" if text else ""
+    )
+
+
+def _status_html(run_id: str, progress: Progress) -> str:
+    facts = [
+        f"{progress.trials:,} of {progress.total_trials:,} trials" if progress.total_trials else "preparing"
+    ]
+    if progress.trials_per_s:
+        facts.append(f"{progress.trials_per_s:.2g} trials/s")
+    if progress.estimate_ms is not None:
+        facts.append(f"model estimate <b>{_number(progress.estimate_ms)} ms</b>")
+    if progress.untuned_ms is not None:
+        facts.append(f"untuned {_number(progress.untuned_ms)} ms")
+    if progress.status == "running" and progress.phase:
+        facts.insert(0, html.escape(progress.phase))
+    facts.append(f"{_duration(progress.elapsed_s)} elapsed")
+    if progress.status == "running" and progress.seconds_left is not None:
+        facts.append(f"{_duration(progress.seconds_left)} left")
+    color = _COLORS.get(progress.status, "inherit")
+    said = (
+        f"<br><span style='color:{color}'>{html.escape(progress.message)}</span>" if progress.message else ""
+    )
+    return (
+        f"<div style='line-height:1.6'><b style='color:{color}'>● {progress.status}</b> · "
+        f"{' · '.join(facts)}<br><span style='color:{_MUTED}'>run {html.escape(run_id)}</span>{said}</div>"
+    )
+
+
+def _table_html(tasks: pd.DataFrame) -> str:
+    """The task table, scrolling in itself so that a model of 150 tasks does not push the curve away."""
+    if tasks.empty:
+        return ""
+    shown = tasks[[name for name in _COLUMNS if name in tasks]].rename(
+        columns=lambda name: name.replace("_", " ")
+    )
+    body = shown.to_html(index=False, border=0, na_rep="–", float_format=_number, escape=True)
+    return f"<div style='max-height:300px;overflow:auto;max-width:845px'>{body}</div>"
+
+
+_COLUMNS = ("task", "kernel_class", "weight", "trials", "failed", "default_us", "best_us", "speedup", "share")
+
+
+def _number(value: float) -> str:
+    """Three significant digits, never in powers of ten."""
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
