@@ -9,7 +9,8 @@ from fake_nvml import H200, FakeNvml
 
 from tvmlab import doctor as doctor_function
 from tvmlab.core import MissingTool
-from tvmlab.doctor import Check, Diagnosis, check_versions, compiler, pins, require_compiler, require_disk
+from tvmlab.doctor import Check, Diagnosis, check_versions, pins, require_compiler, require_disk
+from tvmlab.hardware import compiler
 
 doctor_module = sys.modules["tvmlab.doctor"]
 NO_NVML = FakeNvml(init_error=pynvml.NVML_ERROR_LIBRARY_NOT_FOUND)

@@ -86,7 +86,10 @@ def test_imported_zoo_model_computes_the_same(name):
     assert_close(compiled(model, feeds), reference(model.original, feeds))
 
 
-@pytest.mark.parametrize("name", ["squeezenet", "shufflenet", "resnet50", "mobilenet_v2", "alexnet"])
+SLOW_BATCHES = [pytest.param(name, marks=pytest.mark.slow) for name in ("alexnet", "mobilenet_v2", "googlenet")]
+
+
+@pytest.mark.parametrize("name", ["squeezenet", "shufflenet", "resnet50", *SLOW_BATCHES])
 def test_batch_gives_each_sample_its_own_result(name):
     single, batched = load_model(name), load_model(name, batch=3)
     (data,) = batched.inputs

@@ -176,6 +176,23 @@ def test_identity_dropout_and_constants_vanish():
     assert shapes_of(prepared)["c"] == (3, 4)
 
 
+def test_shape_computed_from_the_input_becomes_a_constant():
+    """What PyTorch exports for x.view(x.shape[0], -1, 2): scalars gathered from a shape, put together again."""
+    model = graph(
+        """g (float[2,6] x) => (float[2,3,2] z) {
+            s = Shape (x)
+            zero = Constant <value = int64 {0}> ()
+            n = Gather (s, zero)
+            axes = Constant <value = int64[1] {0}> ()
+            n1 = Unsqueeze (n, axes)
+            rest = Constant <value = int64[2] {-1, 2}> ()
+            target = Concat <axis = 0> (n1, rest)
+            y = Reshape (x, target)
+            z = Relu (y) }"""
+    )
+    assert kinds(assert_same(model)) == ["Reshape", "Relu"]
+
+
 def test_dropout_in_training_or_with_its_mask_used_is_kept():
     text = "g (float[2,6] x) => (float[2,6] z, bool[2,6] mask) { z, mask = Dropout (x) }"
     assert kinds(assert_same(graph(text))) == ["Dropout"]

@@ -167,6 +167,18 @@ def test_names_without_gpu(no_gpu):
         target("cuda")
 
 
+def test_a_worker_runs_as_many_threads_as_the_target_has_cores(no_gpu):
+    """Left alone, TVM takes half the logical CPUs on x86."""
+    code = "import tvm, tvm_ffi; print(tvm_ffi.get_global_func('runtime.NumThreads')())"
+    one = target(json.dumps({**target("cpu").attrs, "num-cores": 1}))
+    for item in (target("cpu"), one):
+        command = [sys.executable, "-c", code]
+        done = subprocess.run(
+            command, env=child_env(item.worker_env()), capture_output=True, text=True, check=True
+        )
+        assert done.stdout.strip() == str(item.attrs["num-cores"])
+
+
 def test_the_attached_cpu(no_gpu):
     cpu = target("cpu")
     assert cpu.attrs["mcpu"] not in ("", "generic", "x86-64") and cpu.attrs["num-cores"] == read_cpu().cores

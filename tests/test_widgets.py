@@ -78,11 +78,12 @@ class FakeRun:
     @property
     def progress(self):
         state = self.folder.state
+        known = {"estimate_ms": 1.25, "untuned_ms": 20.0, "seconds_left": 7.0, "phase": "searching"}
         return running.Progress(
-            state.status, state.trials, state.total_trials, 61.0, 2.0, 1.25, 20.0, 7.0, ""
+            state.status, state.trials, state.total_trials, 61.0, 2.0, **known, message=""
         )
 
-    def stop(self):
+    def stop(self, *, wait=True):
         self._halt.set()
         self._thread.join()
 

@@ -22,13 +22,21 @@ import psutil
 from filelock import FileLock, Timeout
 
 from tvmlab.core import MissingTool
-from tvmlab.hardware import cuda_compiler, nvidia_gpus, read_cpu
+from tvmlab.hardware import (
+    MIN_DISK_BYTES,
+    cuda_compiler,
+    existing_folder,
+    nvidia_gpus,
+    read_cpu,
+    require_compiler,
+    require_disk,
+)
 from tvmlab.records import default_runs_dir
 from tvmlab.roofline import child_env, default_cache_dir
 
 __all__ = ["Check", "Diagnosis", "doctor", "require_compiler", "require_disk"]
 
-_DISK_FAIL, _DISK_WARN = 200e6, 2e9
+_DISK_WARN = 2e9
 _MEMORY_FAIL, _MEMORY_WARN = 500e6, 2e9
 _PROBE_TIMEOUT_S = 120.0
 _MARKS = {"ok": "✓", "warn": "!", "fail": "✗"}
@@ -211,47 +219,6 @@ def _check_tvm(probe: Mapping[str, Any]) -> list[Check]:
     return [Check("TVM", "ok", f"{probe['version']} loads and builds a TuneContext")]
 
 
-def compiler() -> str | None:
-    """The C/C++ compiler that TVM will call: CXX or CC of the environment, else the first it knows."""
-    if named := os.environ.get("CXX") or os.environ.get("CC"):
-        return named
-    found = map(shutil.which, ("g++", "gcc", "clang++", "clang", "c++", "cc"))
-    return next((path for path in found if path), None)
-
-
-def require_compiler() -> str:
-    """The compiler TVM links kernels with, tried on a one-line program (once per compiler, about 50 ms).
-
-    Raises MissingTool if there is none or it does not produce a shared library.
-    """
-    found = compiler()
-    if found is None:
-        raise MissingTool(
-            "there is no C compiler", remedy="install one, e.g. apt install g++ or conda install gxx"
-        )
-    _try_compiler(found, os.environ.get("PATH", ""))
-    return found
-
-
-@functools.cache
-def _try_compiler(command: str, path: str) -> None:
-    """Link a one-line shared library as TVM does; `path` is only there so that a new PATH is tried anew."""
-    with tempfile.TemporaryDirectory(prefix="tvmlab-cc-") as folder:
-        source, library = Path(folder, "one.c"), Path(folder, "one.so")
-        source.write_text("int one(void) { return 1; }\n")
-        try:
-            done = subprocess.run(
-                [command, "-shared", "-fPIC", "-o", str(library), "-x", "c", str(source)],
-                capture_output=True, text=True, timeout=60,
-            )  # fmt: skip
-            words = "" if library.exists() else (done.stderr.strip().splitlines() or ["no output"])[-1]
-        except (OSError, subprocess.TimeoutExpired) as error:
-            words = str(error)
-    if words:
-        remedy = "install it with its linker (apt install g++ binutils), or set CXX to one that works"
-        raise MissingTool(f"the compiler {command} does not link a shared library ({words})", remedy=remedy)
-
-
 def _check_compiler() -> list[Check]:
     try:
         return [Check("compiler", "ok", f"{require_compiler()} links a shared library")]
@@ -301,24 +268,10 @@ def _check_gpu(nvml: Any, probe: Mapping[str, Any]) -> list[Check]:
     return checks
 
 
-def _existing(path: Path) -> Path:
-    """The folder itself, or the nearest one above it that exists."""
-    path = path.absolute()
-    return next(folder for folder in (path, *path.parents) if folder.exists())
-
-
-def require_disk(path: str | Path, bytes_needed: float = _DISK_FAIL) -> None:
-    """Raise MissingTool unless so many bytes are free where `path` is or will be."""
-    free = shutil.disk_usage(_existing(Path(path))).free
-    if free < bytes_needed:
-        problem = f"{path} has {free / 1e6:,.0f} MB free, {bytes_needed / 1e6:,.0f} MB are needed"
-        raise MissingTool(problem, remedy="free some, or set TVMLAB_RUNS to a folder on another disk")
-
-
 def _check_disk(name: str, path: Path) -> Check:
-    free = shutil.disk_usage(_existing(path)).free
+    free = shutil.disk_usage(existing_folder(path)).free
     status: Literal["ok", "warn", "fail"] = (
-        "fail" if free < _DISK_FAIL else "warn" if free < _DISK_WARN else "ok"
+        "fail" if free < MIN_DISK_BYTES else "warn" if free < _DISK_WARN else "ok"
     )
     return Check(
         name, status, f"{path}: {free / 1e9:,.1f} GB free", "" if status == "ok" else "free some space"
@@ -340,7 +293,7 @@ def _check_memory() -> list[Check]:
 def _check_locks(runs: Path) -> Check:
     """Take a lock twice: the second must be refused, or two processes could write one run."""
     remedy = "set TVMLAB_RUNS to a folder on a local disk"
-    where = _existing(runs)
+    where = existing_folder(runs)
     try:
         with tempfile.TemporaryDirectory(dir=where, prefix=".doctor-") as folder, FileLock(f"{folder}/lock"):
             try:

@@ -1,14 +1,17 @@
-"""What the machine has: its CPU as far as this process may use it, and its NVIDIA GPUs. Imports no TVM."""
+"""What the machine has: the CPU this process may use, NVIDIA GPUs, compilers, disk. Imports no TVM."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.util
 import math
 import os
 import platform
 import re
 import shutil
+import subprocess
+import tempfile
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +19,23 @@ from typing import Any
 
 import psutil
 
-__all__ = ["Cpu", "Gpu", "cuda_attrs", "cuda_compiler", "nvidia_gpus", "read_cpu"]
+from tvmlab.core import MissingTool
+
+__all__ = [
+    "MIN_DISK_BYTES",
+    "Cpu",
+    "Gpu",
+    "compiler",
+    "cuda_attrs",
+    "cuda_compiler",
+    "existing_folder",
+    "nvidia_gpus",
+    "read_cpu",
+    "require_compiler",
+    "require_disk",
+]
+
+MIN_DISK_BYTES = 200e6  # with less, builds and logs start to fail in mid-run
 
 _ROOT = Path("/")
 
@@ -283,3 +302,58 @@ def cuda_compiler() -> str | None:
     if importlib.util.find_spec("cuda") and importlib.util.find_spec("cuda.bindings"):
         return "nvrtc"
     return "nvcc" if shutil.which("nvcc") else None
+
+
+def compiler() -> str | None:
+    """The C/C++ compiler that TVM will call: CXX or CC of the environment, else the first it knows."""
+    if named := os.environ.get("CXX") or os.environ.get("CC"):
+        return named
+    found = map(shutil.which, ("g++", "gcc", "clang++", "clang", "c++", "cc"))
+    return next((path for path in found if path), None)
+
+
+def require_compiler() -> str:
+    """The compiler TVM links kernels with, tried on a one-line program (once per compiler, about 50 ms).
+
+    Raises MissingTool if there is none or it does not produce a shared library.
+    """
+    found = compiler()
+    if found is None:
+        raise MissingTool(
+            "there is no C compiler", remedy="install one, e.g. apt install g++ or conda install gxx"
+        )
+    _try_compiler(found, os.environ.get("PATH", ""))
+    return found
+
+
+@functools.cache
+def _try_compiler(command: str, path: str) -> None:
+    """Link a one-line shared library as TVM does; `path` is only there so that a new PATH is tried anew."""
+    with tempfile.TemporaryDirectory(prefix="tvmlab-cc-") as folder:
+        source, library = Path(folder, "one.c"), Path(folder, "one.so")
+        source.write_text("int one(void) { return 1; }\n")
+        try:
+            done = subprocess.run(
+                [command, "-shared", "-fPIC", "-o", str(library), "-x", "c", str(source)],
+                capture_output=True, text=True, timeout=60,
+            )  # fmt: skip
+            words = "" if library.exists() else (done.stderr.strip().splitlines() or ["no output"])[-1]
+        except (OSError, subprocess.TimeoutExpired) as error:
+            words = str(error)
+    if words:
+        remedy = "install it with its linker (apt install g++ binutils), or set CXX to one that works"
+        raise MissingTool(f"the compiler {command} does not link a shared library ({words})", remedy=remedy)
+
+
+def existing_folder(path: Path) -> Path:
+    """The folder itself, or the nearest one above it that exists."""
+    path = path.absolute()
+    return next(folder for folder in (path, *path.parents) if folder.exists())
+
+
+def require_disk(path: str | Path, bytes_needed: float = MIN_DISK_BYTES) -> None:
+    """Raise MissingTool unless so many bytes are free where `path` is or will be."""
+    free = shutil.disk_usage(existing_folder(Path(path))).free
+    if free < bytes_needed:
+        problem = f"{path} has {free / 1e6:,.0f} MB free, {bytes_needed / 1e6:,.0f} MB are needed"
+        raise MissingTool(problem, remedy="free some, or set TVMLAB_RUNS to a folder on another disk")

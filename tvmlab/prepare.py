@@ -87,7 +87,7 @@ class _Graph:
         return to_array(self.constants[name])
 
     def add_constant(self, name: str, value: np.ndarray) -> str:
-        self.constants[name] = from_array(np.ascontiguousarray(value), name)
+        self.constants[name] = from_array(value, name)
         return name
 
     def uses(self) -> Counter[str]:
@@ -139,7 +139,10 @@ def _constant_value(graph: _Graph, node: NodeProto) -> np.ndarray | None:
     elif node.op_type not in _FOLDABLE or any(name and name not in graph.constants for name in node.input):
         return None
     feeds = {name: graph.array(name) for name in node.input if name}
-    return np.asarray(onnx.reference.ReferenceEvaluator(node).run(None, feeds)[0])
+    try:
+        return np.asarray(onnx.reference.ReferenceEvaluator(node).run(None, feeds)[0])
+    except Exception:  # the evaluator does not know every type; the node is then left to TVM
+        return None
 
 
 def _drop_no_ops(graph: _Graph) -> None:

@@ -163,7 +163,7 @@ def _replace_batch(model: ModelProto, batch: int) -> None:
 
 
 def _activations(graph: GraphProto, inputs: Iterable[str]) -> Iterator[tuple[NodeProto, str]]:
-    """Tensors computed from the values of the inputs (not from their shapes) and used, with their producers."""
+    """Tensors computed from the values of the inputs (not of their shapes), if used, with producers."""
     reached = set(inputs)
     used = {name for node in graph.node for name in node.input} | {value.name for value in graph.output}
     for node in graph.node:

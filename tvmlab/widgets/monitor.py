@@ -66,8 +66,8 @@ class Monitor(widgets.VBox):
         super().__init__([self.buttons, self.message, self.status_line, self.curve, self.table])
         self.stop_button.on_click(lambda _: self.guard(self.stop, "Stopping after the trial under way."))
         self.resume_button.on_click(lambda _: self.guard(self.resume, "Checking the model and the target."))
-        self.observe(lambda _: self._status_changed(), "status")
-        self._status_changed()
+        self.observe(lambda _: self._apply_status(), "status")
+        self._apply_status()
         if run is not None:
             self.follow(run)
 
@@ -76,8 +76,7 @@ class Monitor(widgets.VBox):
         self._ended.set()
         self._ended = threading.Event()
         self.run = run
-        if run.status == "running":  # any other status appears together with what is drawn
-            self.status = "running"
+        self.status = "running" if run.status == "running" else ""  # how it ended appears with what is drawn
         threading.Thread(
             target=self._watch, args=(run, self._ended), name=f"tvmlab-monitor-{run.id}", daemon=True
         ).start()
@@ -98,7 +97,7 @@ class Monitor(widgets.VBox):
         super().close()
 
     def guard(self, action: Callable[[], Any], doing: str) -> None:
-        """Do what a button asks: say what is being done until the status changes, and why if it is refused."""
+        """Do what a button asks; say what is being done until the status changes, or why it was refused."""
         self.message.value = f"<span style='color:{_MUTED}'>{doing}</span>"
         try:
             action()
@@ -110,7 +109,7 @@ class Monitor(widgets.VBox):
             raise RunError("there is no run yet", remedy="press Start first")
         return self.run
 
-    def _status_changed(self) -> None:
+    def _apply_status(self) -> None:
         self.message.value = ""
         self.stop_button.disabled = self.status != "running"
         self.resume_button.disabled = self.status not in ("stopped", "failed")

@@ -1,0 +1,179 @@
+"""The whole compiled model, timed end to end, side by side with what a user would run otherwise."""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from tvmlab.core import InputError, RunError
+from tvmlab.measure.process import WorkerDied, WorkerProcess, WorkerTimeout
+from tvmlab.measure.whole_model import BASELINES
+from tvmlab.records import RunFolder
+from tvmlab.run import Run
+from tvmlab.stats import bootstrap_ratio
+from tvmlab.targets import Target
+
+__all__ = ["Comparison", "compare"]
+
+_BOUND = 1e-4  # largest allowed error of the whole model, relative to its largest output
+_LOAD_S = 1800.0
+_TURN_S = 600.0
+_SLOW_S = 0.25  # a subject slower than this takes its turn in only some of the rounds
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """End-to-end latencies of the run's model and of the baselines, in milliseconds, and what they compute.
+
+    `ratios` are medians of tvmlab over the baseline, with a 95 % bootstrap interval; below 1 tvmlab is faster.
+    """
+
+    run: str
+    threads: int
+    repeats: int
+    subjects: dict[str, dict[str, list[float]]]
+    ratios: list[dict[str, Any]]
+    numerics: dict[str, Any]
+
+    def frame(self) -> pd.DataFrame:
+        """One row a subject: median_ms, min_ms, samples, ratio (tvmlab over it), low, high."""
+        ratios = {row["baseline"]: row for row in self.ratios}
+        rows = []
+        for name, subject in self.subjects.items():
+            samples = np.array(subject["samples_ms"])
+            ratio = ratios.get(name, {})
+            rows.append(
+                {
+                    "subject": name,
+                    "median_ms": float(np.median(samples)),
+                    "min_ms": float(samples.min()),
+                    "samples": len(samples),
+                    "ratio": ratio.get("ratio", math.nan),
+                    "low": ratio.get("low", math.nan),
+                    "high": ratio.get("high", math.nan),
+                }
+            )
+        return pd.DataFrame(rows).set_index("subject")
+
+    def __str__(self) -> str:
+        lines = [
+            f"tvmlab takes {row['ratio']:.3g} [{row['low']:.3g}, {row['high']:.3g}] of {row['baseline']}'s time"
+            for row in self.ratios
+        ]
+        return "\n".join([self.frame().to_string(float_format="{:.4g}".format), *lines, self._numerics_text()])
+
+    __repr__ = __str__
+
+    def _numerics_text(self) -> str:
+        error, bound = self.numerics["max_error_over_max_output"], self.numerics["bound"]
+        verdict = "within" if self.numerics["ok"] else "OUTSIDE"
+        return f"outputs against onnxruntime: max error / max output {error:.2g}, {verdict} the bound {bound:g}"
+
+    def _repr_html_(self) -> str:
+        table = self.frame().to_html(float_format="{:.4g}".format, na_rep="")
+        return f"{table}<p>{html.escape(self._numerics_text())}; {self.threads} threads, end to end</p>"
+
+
+def compare(
+    run: Run | RunFolder | str | Path,
+    baselines: Sequence[str] = ("untuned", "onnxruntime"),
+    *,
+    repeats: int = 30,
+    threads: int | None = None,
+) -> Comparison:
+    """Time the run's compiled model and the baselines, interleaved, each in a process of its own.
+
+    `threads` is the number each may use (default: the target's cores). The result is also written to the run
+    folder as compare.json. Outputs are checked against onnxruntime's on the original model.
+
+    Raises InputError for an unknown baseline, RunError if the run has no target yet or a runtime fails.
+    """
+    folder = run.folder if isinstance(run, Run) else RunFolder.open(run)
+    unknown = [name for name in baselines if name not in BASELINES]
+    if unknown:
+        raise InputError(f"unknown baseline {unknown[0]!r}", remedy=f"known are {', '.join(BASELINES)}")
+    if repeats < 3:
+        raise InputError(f"repeats={repeats} gives no interval", remedy="ask for 3 or more")
+    if not folder.environment:
+        raise RunError(f"run {folder.id} has not begun", remedy="wait for its first trial")
+    target = Target.from_record(folder.environment["target"])
+    threads = threads or int(target.attrs.get("num-cores", 1))
+    environment = {**target.worker_env(), "TVM_NUM_THREADS": str(threads), "OMP_NUM_THREADS": str(threads)}
+    names = list(dict.fromkeys(["tvmlab", *baselines, "onnxruntime"]))
+    workers = {
+        name: WorkerProcess("tvmlab.measure.whole_model", [], folder.path / "log.txt", environment) for name in names
+    }
+    try:
+        outputs = _load_all(workers, folder, threads)
+        timed = {name: worker for name, worker in workers.items() if name == "tvmlab" or name in baselines}
+        samples = _take_turns(timed, repeats)
+    finally:
+        for worker in workers.values():
+            worker.kill()
+    result = Comparison(
+        run=folder.id,
+        threads=threads,
+        repeats=repeats,
+        subjects={name: {"samples_ms": [s * 1e3 for s in values]} for name, values in samples.items()},
+        ratios=[_ratio(samples, name) for name in baselines],
+        numerics=_numerics(outputs["tvmlab"], outputs["onnxruntime"]),
+    )
+    folder.write_json("compare.json", asdict(result))
+    return result
+
+
+def _load_all(workers: dict[str, WorkerProcess], folder: RunFolder, threads: int) -> dict[str, list[Any]]:
+    """Every runtime with the model loaded, side by side; returns each one's outputs."""
+    with ThreadPoolExecutor(len(workers)) as pool:
+        asked = {
+            name: pool.submit(_ask, name, worker, ("load", name, str(folder.path.resolve()), threads), _LOAD_S)
+            for name, worker in workers.items()
+        }
+        return {name: future.result() for name, future in asked.items()}
+
+
+def _take_turns(workers: dict[str, WorkerProcess], repeats: int) -> dict[str, list[float]]:
+    """Samples in seconds. One inference of each in every round, in an order that rotates; slow ones less often."""
+    samples = {name: list(_ask(name, worker, ("time", 1), _TURN_S)) for name, worker in workers.items()}
+    every = {name: min(max(1, round(values[0] / _SLOW_S)), max(1, repeats // 3)) for name, values in samples.items()}
+    samples = {name: [] for name in workers}
+    names = list(workers)
+    for number in range(repeats):
+        start = number % len(names)
+        for name in names[start:] + names[:start]:
+            if number % every[name] == 0:
+                samples[name] += _ask(name, workers[name], ("time", 1), _TURN_S)
+    return samples
+
+
+def _ask(name: str, worker: WorkerProcess, message: tuple[Any, ...], timeout_s: float) -> Any:
+    try:
+        status, answer = worker.request(message, timeout_s)
+    except (WorkerDied, WorkerTimeout) as error:
+        raise RunError(f"{name} could not be compared", remedy=f"its process {error}; see log.txt") from error
+    if status != "ok":
+        raise RunError(f"{name} could not be compared ({answer})", remedy="see log.txt in the run folder")
+    return answer
+
+
+def _ratio(samples: dict[str, list[float]], baseline: str) -> dict[str, Any]:
+    ratio, low, high = bootstrap_ratio(samples["tvmlab"], samples[baseline])
+    return {"subject": "tvmlab", "baseline": baseline, "ratio": ratio, "low": low, "high": high}
+
+
+def _numerics(found: list[Any], expected: list[Any]) -> dict[str, Any]:
+    """The largest error of any output, relative to that output's largest magnitude."""
+    worst = 0.0
+    for ours, theirs in zip(found, expected, strict=True):
+        scale = float(np.abs(theirs).max()) or 1.0
+        error = float(np.abs(ours.reshape(theirs.shape).astype("float64") - theirs).max()) / scale
+        worst = error if not error <= worst else worst  # a NaN is the worst there is
+    return {"max_error_over_max_output": worst, "bound": _BOUND, "ok": worst <= _BOUND}

@@ -1,0 +1,54 @@
+"""Answer from recorded trials instead of a device (Kernel Tuner's simulation mode)."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterable, Sequence
+
+from tvmlab.core import Candidate, Measurement, RecordError, Trial
+
+__all__ = ["ReplayMeasurer"]
+
+
+class ReplayMeasurer:
+    """Knows what was measured, charges the time it took, and refuses a candidate it has never seen.
+
+    `trials` are those of a recorded run, the default kernels included. `build_wait_s` and `run_s` add up the
+    recorded seconds, not those of the replay.
+    """
+
+    def __init__(self, trials: Iterable[Trial]) -> None:
+        self._defaults: dict[str, Trial] = {}
+        self._known: dict[tuple[str, str], Trial] = {}
+        for trial in trials:
+            if trial.trial == 0:
+                self._defaults[trial.task_key] = trial
+            else:
+                self._known[trial.task_key, trial.key] = trial
+        self.build_wait_s = 0.0
+        self.run_s = 0.0
+
+    def measure_defaults(self, task_keys: Sequence[str]) -> Generator[Measurement]:
+        """The recorded default kernels. Raises RecordError for a task that was not recorded."""
+        for key in task_keys:
+            if key not in self._defaults:
+                raise RecordError(f"task {key} is not in the records", remedy="replay a run of the same model and target")
+            yield self._answer(self._defaults[key])
+
+    def measure(self, candidates: Sequence[Candidate]) -> Generator[Measurement]:
+        """The recorded measurements. Raises RecordError for a candidate that was never measured."""
+        for candidate in candidates:
+            found = self._known.get((candidate.task_key, candidate.key))
+            if found is None:
+                raise RecordError(
+                    f"candidate {candidate.key} of task {candidate.task_key} was never measured",
+                    remedy="replay with the recorded experiment and seed, or record a larger part of the space",
+                )
+            yield self._answer(found)
+
+    def _answer(self, trial: Trial) -> Measurement:
+        self.build_wait_s += trial.build_s
+        self.run_s += trial.run_s
+        return Measurement(trial.status, tuple(trial.latencies_s), trial.build_s, trial.run_s, trial.message)
+
+    def close(self) -> None:
+        """Nothing to end."""
