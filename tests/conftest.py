@@ -112,3 +112,61 @@ def _trial(task_key: str, number: int, result: Any, strategy: str, elapsed_s: fl
         time_s=1.7e9 + elapsed_s,
         message=f"{result} happened" if failed else "",
     )
+
+
+@pytest.fixture(scope="session")
+def tiny_onnx(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """An ONNX file that compiles in a blink: conv 8->16 3x3 on 14x14, relu, reshape, gemm to 10."""
+    import numpy as np
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    rng = np.random.default_rng(0)
+    weights = {"w": (16, 8, 3, 3), "w2": (10, 3136), "b2": (10,)}
+    constants = [
+        numpy_helper.from_array(rng.standard_normal(s, dtype=np.float32) * 0.1, n) for n, s in weights.items()
+    ]
+    constants.append(numpy_helper.from_array(np.array([1, 3136], dtype=np.int64), "shape"))
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["c"], pads=[1] * 4),
+        helper.make_node("Relu", ["c"], ["r"]),
+        helper.make_node("Reshape", ["r", "shape"], ["f"]),
+        helper.make_node("Gemm", ["f", "w2", "b2"], ["y"], transB=1),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "tiny",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 8, 14, 14])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 10])],
+        constants,
+    )
+    path = tmp_path_factory.mktemp("models") / "tiny.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    return str(path)
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tiny_onnx: str) -> Any:
+    """The model of `tiny_onnx`."""
+    from tvmlab.models import load_model
+
+    return load_model(tiny_onnx)
+
+
+@pytest.fixture(scope="session")
+def cpu() -> Any:
+    """This machine's CPU as a target, with an invented roofline: nothing is measured for it."""
+    from dataclasses import replace
+
+    from tvmlab.core import Roofline
+    from tvmlab.targets import target
+
+    return replace(target("cpu"), _roofline=Roofline(peak_gflops=1e4, bandwidth_gbs=1e3))
+
+
+@pytest.fixture(scope="session")
+def tiny_tasks(tiny_model: Any, cpu: Any) -> dict[str, Any]:
+    """The three tasks of the tiny model by kernel class: conv2d+relu, matmul+add, reshape."""
+    from tvmlab.tasks import extract
+
+    return {task.info.kernel_class: task for task in extract(tiny_model, cpu)}

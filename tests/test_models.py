@@ -86,7 +86,9 @@ def test_imported_zoo_model_computes_the_same(name):
     assert_close(compiled(model, feeds), reference(model.original, feeds))
 
 
-SLOW_BATCHES = [pytest.param(name, marks=pytest.mark.slow) for name in ("alexnet", "mobilenet_v2", "googlenet")]
+SLOW_BATCHES = [
+    pytest.param(name, marks=pytest.mark.slow) for name in ("alexnet", "mobilenet_v2", "googlenet")
+]
 
 
 @pytest.mark.parametrize("name", ["squeezenet", "shufflenet", "resnet50", *SLOW_BATCHES])

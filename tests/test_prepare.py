@@ -177,7 +177,7 @@ def test_identity_dropout_and_constants_vanish():
 
 
 def test_shape_computed_from_the_input_becomes_a_constant():
-    """What PyTorch exports for x.view(x.shape[0], -1, 2): scalars gathered from a shape, put together again."""
+    """What PyTorch exports for x.view(x.shape[0], -1, 2): scalars gathered from a shape."""
     model = graph(
         """g (float[2,6] x) => (float[2,3,2] z) {
             s = Shape (x)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from tvmlab.core import InputError, RunError
+from tvmlab.core import InputError, RecordError, RunError
 from tvmlab.measure.process import WorkerDied, WorkerProcess, WorkerTimeout
 from tvmlab.measure.whole_model import BASELINES
 from tvmlab.records import RunFolder
@@ -91,15 +91,14 @@ def compare(
 ) -> Comparison:
     """Time the run's compiled model and the baselines, interleaved, each in a process of its own.
 
-    `threads` is the number each may use (default: the target's cores). The result is also written to the run
-    folder as compare.json. Outputs are checked against onnxruntime's on the original model.
+    A baseline is "untuned", "onnxruntime", or another run of the same model (id or folder). `threads` is the number
+    each may use (default: the target's cores). The result is also written to the run folder as compare.json.
+    Outputs are checked against onnxruntime's on the original model.
 
     Raises InputError for an unknown baseline, RunError if the run has no target yet or a runtime fails.
     """
     folder = run.folder if isinstance(run, Run) else RunFolder.open(run)
-    unknown = [name for name in baselines if name not in BASELINES]
-    if unknown:
-        raise InputError(f"unknown baseline {unknown[0]!r}", remedy=f"known are {', '.join(BASELINES)}")
+    subjects = {"tvmlab": ("tvmlab", folder), **{name: _subject(name, folder) for name in baselines}}
     if repeats < 3:
         raise InputError(f"repeats={repeats} gives no interval", remedy="ask for 3 or more")
     if not folder.environment:
@@ -107,14 +106,13 @@ def compare(
     target = Target.from_record(folder.environment["target"])
     threads = threads or int(target.attrs.get("num-cores", 1))
     environment = {**target.worker_env(), "TVM_NUM_THREADS": str(threads), "OMP_NUM_THREADS": str(threads)}
-    names = list(dict.fromkeys(["tvmlab", *baselines, "onnxruntime"]))
+    loaded = {**subjects, "onnxruntime": ("onnxruntime", folder)}  # even if not timed: it gives the right result
     workers = {
-        name: WorkerProcess("tvmlab.measure.whole_model", [], folder.path / "log.txt", environment) for name in names
+        name: WorkerProcess("tvmlab.measure.whole_model", [], folder.path / "log.txt", environment) for name in loaded
     }
     try:
-        outputs = _load_all(workers, folder, threads)
-        timed = {name: worker for name, worker in workers.items() if name == "tvmlab" or name in baselines}
-        samples = _take_turns(timed, repeats)
+        outputs = _load_all(workers, loaded, threads)
+        samples = _take_turns({name: workers[name] for name in subjects}, repeats)
     finally:
         for worker in workers.values():
             worker.kill()
@@ -130,12 +128,29 @@ def compare(
     return result
 
 
-def _load_all(workers: dict[str, WorkerProcess], folder: RunFolder, threads: int) -> dict[str, list[Any]]:
+def _subject(name: str, folder: RunFolder) -> tuple[str, RunFolder]:
+    """Which runtime, on which run, a baseline names."""
+    if name in BASELINES:
+        return name, folder
+    try:
+        other = RunFolder.open(name, folder.path.parent)
+    except RecordError as error:
+        raise InputError(
+            f"unknown baseline {name!r}", remedy=f"known are {', '.join(BASELINES)} and the runs of the same model"
+        ) from error
+    if (other.experiment.model, other.experiment.batch) != (folder.experiment.model, folder.experiment.batch):
+        raise InputError(f"run {other.id} is of another model or batch", remedy="compare runs of one model")
+    return "tvmlab", other
+
+
+def _load_all(
+    workers: dict[str, WorkerProcess], subjects: dict[str, tuple[str, RunFolder]], threads: int
+) -> dict[str, list[Any]]:
     """Every runtime with the model loaded, side by side; returns each one's outputs."""
     with ThreadPoolExecutor(len(workers)) as pool:
         asked = {
-            name: pool.submit(_ask, name, worker, ("load", name, str(folder.path.resolve()), threads), _LOAD_S)
-            for name, worker in workers.items()
+            name: pool.submit(_ask, name, workers[name], ("load", runtime, str(folder.path.resolve()), threads), _LOAD_S)
+            for name, (runtime, folder) in subjects.items()
         }
         return {name: future.result() for name, future in asked.items()}
 

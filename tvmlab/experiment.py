@@ -8,7 +8,7 @@ from __future__ import annotations
 import html
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, StrictInt, ValidationError, field_validator
 
 from tvmlab.core import InputError
 
@@ -77,7 +77,9 @@ def _code(value: Any) -> str:
 
 def _readable(cls: type[Options], error: ValidationError) -> InputError:
     """One line for the first problem: which knob, what was given, what is allowed."""
-    first = error.errors(include_url=False)[0]
+    # A misspelt knob may leave a required one missing: the spelling is what to tell.
+    problems = error.errors(include_url=False)
+    first = next((problem for problem in problems if problem["type"] == "extra_forbidden"), problems[0])
     where = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
         known = ", ".join(name for name in cls.model_fields if name != "kind")
@@ -166,7 +168,7 @@ class Experiment(Options):
     model: str = knob(..., "Zoo name or path of an .onnx file", min_length=1)
     target: str = knob("auto", "What to tune for; 'auto' is the GPU if one is attached, else the CPU", min_length=1)
     batch: int = knob(1, "Batch size", unit="samples", ge=1, le=65536)
-    dims: dict[str, int] = Field(
+    dims: dict[str, StrictInt] = Field(
         default_factory=dict, description="Sizes of the model's other symbolic dimensions, by name"
     )
     steps: tuple[Step, ...] = Field((Ansor(),), description="Stages, in order", min_length=1)

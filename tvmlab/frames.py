@@ -17,11 +17,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from tvmlab import stats
 from tvmlab.columns import COLUMNS, DETAILS, PER_RUN, TrialReader, identity
 from tvmlab.core import InputError, RecordError, TaskInfo, TrialStatus
 from tvmlab.records import RunFolder, default_runs_dir
 
-__all__ = ["curve", "failures", "folders", "references", "summary", "tasks", "trials"]
+__all__ = ["comparison", "curve", "failures", "folders", "references", "summary", "tasks", "trials"]
 
 
 def folders(runs: Any) -> list[RunFolder]:
@@ -278,6 +279,35 @@ def _median_ms(compared: dict[str, Any], subject: str) -> float:
 def _ratio(compared: dict[str, Any], subject: str, baseline: str) -> dict[str, float]:
     pairs = compared.get("ratios", [])
     return next((row for row in pairs if (row["subject"], row["baseline"]) == (subject, baseline)), {})
+
+
+def comparison(runs: Any) -> pd.DataFrame:
+    """What tvmlab.compare timed end to end, one row a run and subject; no rows for runs without.
+
+    Columns: run, subject, median_ms, low_ms, high_ms (95 % interval of the median; NaN below 6 samples),
+    samples, ratio, ratio_low, ratio_high (tvmlab over the subject, below 1 where tvmlab is faster; NaN for
+    tvmlab itself).
+    """
+    rows = []
+    for folder in folders(runs):
+        compared = folder.comparison or {}
+        for subject, found in compared.get("subjects", {}).items():
+            samples, ratio = found["samples_ms"], _ratio(compared, "tvmlab", subject)
+            low, high = stats.median_interval(samples)[1:] if len(samples) >= 6 else (np.nan, np.nan)
+            limits = [ratio.get(name, np.nan) for name in ("ratio", "low", "high")]
+            rows.append((folder.id, subject, float(np.median(samples)), low, high, len(samples), *limits))
+    columns = [
+        "run",
+        "subject",
+        "median_ms",
+        "low_ms",
+        "high_ms",
+        "samples",
+        "ratio",
+        "ratio_low",
+        "ratio_high",
+    ]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def failures(runs: Any) -> pd.DataFrame:

@@ -26,7 +26,7 @@ from onnx.external_data_helper import load_external_data_for_tensor
 from tvmlab import zoo
 from tvmlab.core import InputError
 from tvmlab.prepare import op_types, prepare
-from tvmlab.shapes import Shape, check, data_inputs, infer_shapes, set_shapes, shapes_of
+from tvmlab.shapes import Shape, check, constants, data_inputs, infer_shapes, set_shapes, shapes_of
 
 __all__ = ["Model", "load_model", "models"]
 
@@ -154,8 +154,10 @@ def load_model(
     name = zoo.ALIASES.get(text, text)
     if name in zoo.ZOO:
         plan = zoo.blueprint(name)
-        recipe = [plan.model.SerializeToString(deterministic=True), f"seed={seed} batch={batch}".encode()]
-        return _finish(name, zoo.fill(plan, seed), zoo.ZOO[name].source, _digest(recipe), batch, dims)
+        recipe = plan.model.SerializeToString(deterministic=True) + f"seed={seed} batch={batch}".encode()
+        return _finish(
+            name, zoo.fill(plan, seed), zoo.ZOO[name].source, hashlib.sha256(recipe).hexdigest(), batch, dims
+        )
     if not text.endswith(".onnx"):
         raise _unknown_name(text)
     original, sha256 = _read(Path(text))
@@ -170,14 +172,12 @@ def _finish(
     prepared = prepare(original)
     shapes = shapes_of(infer_shapes(original))
     inputs, outputs = data_inputs(original.graph), original.graph.output
-    constants = {
-        tensor.name: tuple(tensor.dims) for tensor in original.graph.initializer if _is_weight(tensor)
-    }
+    weights = {name: tuple(tensor.dims) for name, tensor in constants(original.graph) if _is_weight(tensor)}
     return Model(
         name=name,
         source=source,
         sha256=sha256,
-        parameters=_count_parameters(original.graph, constants),
+        parameters=_count_parameters(original.graph, weights),
         flops=_count_flops(original.graph, shapes),
         inputs={value.name: tuple(d.dim_value for d in value.type.tensor_type.shape.dim) for value in inputs},
         outputs={value.name: shapes.get(value.name, ()) for value in outputs},
@@ -194,13 +194,6 @@ def _unknown_name(text: str) -> InputError:
     close = get_close_matches(text.lower().replace("-", "_"), known, n=3)
     hint = f"did you mean {' or '.join(map(repr, close))}?" if close else f"the zoo has {', '.join(zoo.ZOO)}."
     return InputError(f"unknown model {text!r}", remedy=f"{hint} The path of a file must end in .onnx")
-
-
-def _digest(parts: list[bytes]) -> str:
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(part)
-    return digest.hexdigest()
 
 
 def _read(path: Path) -> tuple[ModelProto, str]:
@@ -226,17 +219,19 @@ def _read(path: Path) -> tuple[ModelProto, str]:
         )
     if model.graph.sparse_initializer:
         raise InputError(f"{path} has sparse initialisers", remedy="export it with dense weights")
-    external = _load_external(model.graph, path)
+    digest = hashlib.sha256(content)
+    for data in _load_external(model.graph, path):
+        digest.update(data)
     real_inputs = data_inputs(model.graph)
     del model.graph.input[:]
     model.graph.input.extend(real_inputs)
     model.ir_version = max(model.ir_version, 4)  # before, an initialiser had to be listed as an input
     check(model, str(path))
-    return model, _digest([content, *external])
+    return model, digest.hexdigest()
 
 
 def _load_external(graph: GraphProto, path: Path) -> Iterator[bytes]:
-    """Read the tensors that the file keeps outside itself, all locations checked first."""
+    """Read the tensors that the file keeps outside itself, all locations checked first; yield their bytes."""
     tensors = [tensor for tensor in _tensors(graph) if tensor.data_location == TensorProto.EXTERNAL]
     for tensor in tensors:
         _check_external(tensor, path)
@@ -247,13 +242,13 @@ def _load_external(graph: GraphProto, path: Path) -> Iterator[bytes]:
             raise InputError(
                 f"cannot read the external data of {path} ({error})", remedy="copy its data file again"
             ) from None
-        if len(tensor.raw_data) != _byte_size(tensor):
+        data = tensor.raw_data  # every access copies
+        if len(data) != (size := _byte_size(tensor)):
             raise InputError(
-                f"the external data of {tensor.name!r} in {path} has {len(tensor.raw_data)} of "
-                f"{_byte_size(tensor)} bytes",
+                f"the external data of {tensor.name!r} in {path} has {len(data)} of {size} bytes",
                 remedy="copy the whole data file again",
             )
-    return (tensor.raw_data for tensor in tensors)
+        yield data
 
 
 def _check_external(tensor: TensorProto, path: Path) -> None:

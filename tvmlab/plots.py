@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import threading
 from collections.abc import Sequence
-from itertools import cycle
+from itertools import accumulate, cycle
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -305,18 +305,16 @@ def _draw_lines(ax: Axes, lines: list[_Line], unit: str) -> None:
 
 
 def _apart(places: list[float], gap: float) -> list[float]:
-    """Ascending places moved as little as needed to be at least `gap` apart, and at most 1."""
-    upward, downward = list(places), [min(place, 1.0) for place in places]
-    for number in range(1, len(places)):
-        upward[number] = max(upward[number], upward[number - 1] + gap)
-    for number in reversed(range(len(places) - 1)):
-        downward[number] = min(downward[number], downward[number + 1] - gap)
-    moved = [(up + down) / 2 for up, down in zip(upward, downward, strict=True)]
-    highest = 1.0
-    for number in reversed(range(len(moved))):
-        moved[number] = min(moved[number], highest)
-        highest = moved[number] - gap
-    return moved
+    """Ascending places moved as little as needed to be at least `gap` apart, off the bottom and at most 1."""
+    upward, downward = _spread(places, gap), [-y for y in _spread([-y for y in reversed(places)], gap)][::-1]
+    middle = [(up + down) / 2 for up, down in zip(upward, downward, strict=True)]
+    lifted = _spread([max(place, 0.75 * gap) for place in middle], gap)
+    return [-y for y in _spread([-min(y, 1.0) for y in reversed(lifted)], gap)][::-1]
+
+
+def _spread(places: list[float], gap: float) -> list[float]:
+    """Ascending places, each moved up until it is `gap` above the one before."""
+    return list(accumulate(places, lambda below, place: max(place, below + gap)))
 
 
 def _draw_nothing(ax: Axes, runs: Any, x: str) -> Axes:

@@ -30,6 +30,7 @@ from tvmlab.experiment import Experiment
 __all__ = ["FORMAT", "RunFolder", "State", "TrialWriter", "cut_torn_line", "default_runs_dir"]
 
 FORMAT = 1
+_LOCK_WAIT_S = 5.0  # a reader that looks at the status holds the lock for an instant
 _STALE_START_S = 120.0  # a search process that has not taken the lock by then never will
 
 
@@ -176,7 +177,7 @@ class RunFolder:
         """Become the only writer. Raises RunError if another process is."""
         lock = self.lock()
         try:
-            lock.acquire(timeout=5)  # a reader that looks at the status holds it for an instant
+            lock.acquire(timeout=_LOCK_WAIT_S)
         except Timeout:
             raise RunError(
                 f"run {self.id} is being written by process {self.read_json('state.json', missing={}).get('pid')}",
@@ -231,15 +232,21 @@ class RunFolder:
                 try:
                     yield orjson.loads(line)
                 except orjson.JSONDecodeError as error:
-                    raise RecordError(
-                        f"line {number} of {self.path / 'trials.jsonl'} is damaged ({error})",
-                        remedy="delete that line; the other trials are whole",
-                    ) from None
+                    raise self._damaged_line(number, error) from None
 
     def trials(self) -> Iterator[Trial]:
         """The trials in the order they ended."""
-        for row in self.rows():
-            yield Trial(**{**row, "status": TrialStatus(row["status"])})
+        for number, row in enumerate(self.rows(), start=1):
+            try:
+                yield Trial(**{**row, "status": TrialStatus(row["status"])})
+            except (KeyError, TypeError, ValueError) as error:
+                raise self._damaged_line(number, error) from None
+
+    def _damaged_line(self, number: int, error: Exception) -> RecordError:
+        return RecordError(
+            f"line {number} of {self.path / 'trials.jsonl'} is damaged ({error})",
+            remedy="delete that line; the other trials are whole",
+        )
 
     def log_tail(self, lines: int = 20) -> str:
         """The last lines the search process printed."""

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from tvmlab.core import RunError, TvmlabError
 from tvmlab.experiment import Experiment
+from tvmlab.hardware import require_compiler, require_disk
 from tvmlab.records import RunFolder, default_runs_dir
 from tvmlab.search_process import check_experiment
 
@@ -163,8 +164,6 @@ def tune(experiment: Experiment, runs_dir: str | Path | None = None) -> Run:
 
     Example: `tvmlab.tune(tvmlab.Experiment(model="alexnet", steps=[tvmlab.Ansor(max_trials=64)])).wait()`
     """
-    from tvmlab.doctor import require_compiler, require_disk
-
     check_experiment(experiment)
     require_compiler()
     parent = Path(runs_dir) if runs_dir is not None else default_runs_dir()

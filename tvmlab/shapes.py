@@ -18,7 +18,17 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto,
 
 from tvmlab.core import InputError
 
-__all__ = ["Shape", "check", "data_inputs", "infer_shapes", "reason", "set_shapes", "shapes_of", "skeleton"]
+__all__ = [
+    "Shape",
+    "check",
+    "constants",
+    "data_inputs",
+    "infer_shapes",
+    "reason",
+    "set_shapes",
+    "shapes_of",
+    "skeleton",
+]
 
 # Initialisers up to this many elements may be shapes, axes or bounds, whose values onnx's passes need.
 _SMALL_ELEMENTS = 256
@@ -28,8 +38,8 @@ Shape = tuple[int | None, ...]
 
 def data_inputs(graph: GraphProto) -> list[ValueInfoProto]:
     """The graph's real inputs: old files list their initialisers among them."""
-    constants = {tensor.name for tensor in graph.initializer}
-    return [value for value in graph.input if value.name not in constants]
+    stored = {tensor.name for tensor in graph.initializer}
+    return [value for value in graph.input if value.name not in stored]
 
 
 def shapes_of(model: ModelProto) -> dict[str, Shape]:
@@ -140,10 +150,10 @@ def _replace_batch(model: ModelProto, batch: int) -> None:
         return
     for value in data_inputs(model.graph):
         value.type.tensor_type.shape.dim[0].dim_value = batch
-    constants = dict(_constants(model.graph))
+    known = dict(constants(model.graph))
     for node in model.graph.node:
-        if node.op_type == "Reshape" and len(node.input) > 1 and node.input[1] in constants:
-            target = numpy_helper.to_array(constants[node.input[1]])
+        if node.op_type == "Reshape" and len(node.input) > 1 and node.input[1] in known:
+            target = numpy_helper.to_array(known[node.input[1]])
             if before.get(node.input[0], ())[:1] == (size,) and target[:1].tolist() == [size]:
                 name = f"{node.output[0]}__shape"
                 model.graph.initializer.append(numpy_helper.from_array(np.r_[batch, target[1:]], name))
@@ -192,7 +202,7 @@ def skeleton(model: ModelProto) -> ModelProto:
     return copy
 
 
-def _constants(graph: GraphProto) -> Iterator[tuple[str, TensorProto]]:
+def constants(graph: GraphProto) -> Iterator[tuple[str, TensorProto]]:
     """Initialisers and the tensors of Constant nodes, by name."""
     yield from ((tensor.name, tensor) for tensor in graph.initializer)
     for node in graph.node:

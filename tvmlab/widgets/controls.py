@@ -137,9 +137,12 @@ def _codec(annotation: Any) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]
         return (lambda value: value), (lambda shown: shown)
     if kind in (int, float):
         return (lambda value: "" if value is None else f"{value}"), _number
-    if annotation == tuple[str, ...]:
+    content = [
+        getattr(part, "__origin__", part) for part in typing.get_args(kind)
+    ]  # Annotated[int, ...] is an int
+    if typing.get_origin(kind) is tuple and content == [str, ...]:
         return ", ".join, lambda text: tuple(_items(text))
-    if annotation == dict[str, int]:
+    if typing.get_origin(kind) is dict and content == [str, int]:
         return (lambda sizes: ", ".join(f"{name}={size}" for name, size in sizes.items())), _sizes
     raise TypeError(f"no control for a knob of type {annotation}")
 

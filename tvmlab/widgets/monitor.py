@@ -208,14 +208,12 @@ def _table_html(tasks: pd.DataFrame) -> str:
     """The task table, scrolling in itself so that a model of 150 tasks does not push the curve away."""
     if tasks.empty:
         return ""
-    shown = tasks[[name for name in _COLUMNS if name in tasks]].rename(
-        columns=lambda name: name.replace("_", " ")
-    )
+    shown = tasks.sort_values("share", ascending=False, kind="stable")[_COLUMNS]
     body = shown.to_html(index=False, border=0, na_rep="–", float_format=_number, escape=True)
     return f"<div style='max-height:300px;overflow:auto;max-width:845px'>{body}</div>"
 
 
-_COLUMNS = ("task", "kernel_class", "weight", "trials", "failed", "default_us", "best_us", "speedup", "share")
+_COLUMNS = ["task", "kernel_class", "weight", "trials", "failed", "default_us", "best_us", "speedup", "share"]
 
 
 def _number(value: float) -> str:

@@ -1,0 +1,69 @@
+"""What the benchmarks share: the one-operator models, upstream in a child process, the last line."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+import tvmlab
+from tvmlab.experiment import Ansor, Experiment
+from tvmlab.run import Run
+
+HERE = Path(__file__).parent
+
+
+def tune_upstream(kind: str, model: str, trials: int, seed: int, folder: Path) -> float:
+    """Seconds that upstream took; its database is in `folder`."""
+    command = [sys.executable, str(HERE / "upstream.py"), kind, model, str(trials), str(seed), str(folder)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    if done.returncode != 0:
+        raise SystemExit(f"upstream failed:\n{done.stderr[-2000:]}")
+    return float(json.loads(done.stdout.strip().splitlines()[-1])["seconds"])
+
+
+def tune_tvmlab(model: str, trials: int, seed: int, folder: Path) -> tuple[Run, float]:
+    """The finished run, and the seconds from the call to its end: process starts and default kernels included."""
+    started = time.perf_counter()
+    step = Ansor(max_trials=trials, early_stopping_threshold=100_000, trials_per_kernel=100_000)
+    run = tvmlab.tune(Experiment(model=model, target="cpu", seed=seed, steps=(step,)), folder).wait()
+    return run, time.perf_counter() - started
+
+
+def conv_model(folder: Path) -> str:
+    """ResNet-50's 3x3 convolution at 56x56, 64 to 64 channels, bias and relu, as an .onnx file."""
+    weight = np.random.default_rng(0).standard_normal((64, 64, 3, 3), dtype=np.float32) * 0.06
+    nodes = [
+        helper.make_node("Conv", ["x", "w", "b"], ["c"], kernel_shape=[3, 3], pads=[1, 1, 1, 1]),
+        helper.make_node("Relu", ["c"], ["y"]),
+    ]
+    weights = {"w": weight, "b": np.zeros(64, np.float32)}
+    return _save(folder / "conv.onnx", nodes, (1, 64, 56, 56), (1, 64, 56, 56), weights)
+
+
+def matmul_model(folder: Path) -> str:
+    """A 512x512x512 matrix product as an .onnx file."""
+    weight = np.random.default_rng(0).standard_normal((512, 512), dtype=np.float32) * 0.04
+    return _save(folder / "matmul.onnx", [helper.make_node("MatMul", ["x", "w"], ["y"])], (512, 512), (512, 512), {"w": weight})
+
+
+def _save(path: Path, nodes: list, shape_in: tuple, shape_out: tuple, weights: dict) -> str:
+    graph = helper.make_graph(
+        nodes,
+        path.stem,
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape_in)],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, shape_out)],
+        [numpy_helper.from_array(array, name) for name, array in weights.items()],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), path)
+    return str(path)
+
+
+def report(benchmark: str, ratio: float, low: float, high: float, goal: float) -> None:
+    """The line a reader of the output looks for: the last one."""
+    values = {"ratio": round(ratio, 4), "low": round(low, 4), "high": round(high, 4), "goal": goal}
+    print(json.dumps({"benchmark": benchmark, **values, "better": "lower"}), flush=True)

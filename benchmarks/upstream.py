@@ -1,0 +1,41 @@
+"""TVM's own MetaSchedule on a task or a model, as its documentation runs it; a child process of the benchmarks.
+
+    python benchmarks/upstream.py tir   MODEL TRIALS SEED FOLDER     ms.tune_tir, default builder and runner
+    python benchmarks/upstream.py relax MODEL TRIALS SEED FOLDER     ms.relax_integration.tune_relax, likewise
+
+Prints one JSON line: the seconds that the call took (imports and the model's preparation left out). The database is
+in FOLDER.
+"""
+
+import json
+import logging
+import sys
+import time
+from pathlib import Path
+
+
+def main() -> None:
+    kind, name, trials, seed, folder = sys.argv[1:]
+    from tvm.s_tir import meta_schedule as ms
+
+    from tvmlab.models import load_model
+    from tvmlab.targets import target
+    from tvmlab.tasks import extract_from, lower
+
+    logging.getLogger("tvm").setLevel(logging.ERROR)
+    cpu = target("cpu")
+    lowered, classes = lower(load_model(name), cpu)
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    settings = {"work_dir": folder, "max_trials_global": int(trials), "seed": int(seed)}
+    # lower() spared this process TVM's 12-second import of intrinsics: in upstream's favour. Its workers pay it.
+    started = time.perf_counter()
+    if kind == "tir":
+        (task,) = (task for task in extract_from(lowered, classes, cpu) if task.info.flops > 1e6)
+        ms.tune_tir(task.module, cpu.to_tvm(), **settings)
+    else:
+        ms.relax_integration.tune_relax(lowered, {}, cpu.to_tvm(), **settings)
+    print(json.dumps({"seconds": time.perf_counter() - started}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,47 @@
+"""A measurer without a device: a latency follows from the candidate's key, so it always answers the same."""
+
+from tvmlab.core import Measurement, TrialStatus
+
+DEFAULT_S = 1e-3
+
+
+class FakeMeasurer:
+    """`fails` maps a candidate to a status (None: it runs); `on_measure` is called after each measurement."""
+
+    def __init__(self, defaults_s=None, fails=lambda candidate: None, on_measure=lambda number: None):
+        self.defaults_s = defaults_s or {}
+        self.fails = fails
+        self.on_measure = on_measure
+        self.asked = []
+        self.defaults = []
+        self.build_wait_s = 0.0
+        self.run_s = 0.0
+        self.closed = False
+
+    def measure_defaults(self, task_keys):
+        for key in task_keys:
+            self.defaults.append(key)
+            yield Measurement(TrialStatus.OK, (self.default_s(key),) * 3, 0.1, 0.01)
+
+    def default_s(self, key):
+        return self.defaults_s.get(key, DEFAULT_S)
+
+    def measure(self, candidates):
+        for candidate in candidates:
+            self.asked.append((candidate.task_key, candidate.key))
+            self.run_s += 0.01
+            status = self.fails(candidate)
+            if status is None:
+                latency = self.default_s(candidate.task_key) * latency_of(candidate.key)
+                yield Measurement(TrialStatus.OK, (latency * 1.1, latency, latency * 0.9), 0.1, 0.01)
+            else:
+                yield Measurement(status, (), 0.1, 0.01, f"{status} as asked")
+            self.on_measure(len(self.asked))
+
+    def close(self):
+        self.closed = True
+
+
+def latency_of(key):
+    """A number between 0.1 and 1.1 that is the same for a key everywhere."""
+    return 0.1 + int(key[:8], 16) / 2**32

@@ -1,0 +1,276 @@
+"""The command line, with the search replaced by runs that are already written."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from tvmlab import cli
+from tvmlab.core import InputError
+from tvmlab.experiment import Ansor, Experiment, Measure
+
+TRIALS = [("conv2d_relu", 250.0), ("dense", 100.0)]
+
+
+@dataclass
+class FakeRun:
+    """A run that ends after some looks, as tvmlab.run.Run shows itself."""
+
+    folder: Any
+    looks: int = 2
+    ends: str = "done"
+    interrupt: bool = False
+    stopped: bool = field(default=False)
+
+    @property
+    def id(self):
+        return self.folder.id
+
+    @property
+    def status(self):
+        if self.stopped:
+            return "stopped"
+        return "running" if self.looks > 0 else self.ends
+
+    @property
+    def progress(self):
+        return SimpleNamespace(
+            status=self.status,
+            trials=40,
+            total_trials=100,
+            elapsed_s=20.0,
+            trials_per_s=2.0,
+            estimate_ms=12.5,
+            untuned_ms=250.0,
+            seconds_left=90.0,
+            message="out of memory" if self.ends == "failed" else "",
+        )
+
+    def wait(self, timeout=None):
+        if self.interrupt:
+            raise KeyboardInterrupt
+        self.looks -= 1
+        return self
+
+    def stop(self):
+        self.stopped = True
+        return self
+
+
+@pytest.fixture
+def replaced(monkeypatch):
+    """`replaced(module, name, function)`: the public functions hide the modules of the same name."""
+
+    def replace(module, name, function):
+        monkeypatch.setattr(importlib.import_module(f"tvmlab.{module}"), name, function)
+
+    return replace
+
+
+@pytest.fixture
+def tuned(make_run, replaced):
+    """What `tvmlab tune` asked for, and the run it was given."""
+    run = FakeRun(make_run(TRIALS))
+    asked: dict[str, Any] = {}
+    replaced("run", "tune", lambda experiment, runs_dir=None: asked.update(e=experiment, dir=runs_dir) or run)
+    asked["run"] = run
+    return asked
+
+
+def test_every_knob_has_a_flag_with_its_help_and_default(capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["tune", "--help"])
+    assert ended.value.code == 0
+    said = " ".join(capsys.readouterr().out.split())
+    knobs = [
+        (name, knob)
+        for options in (Experiment, Ansor, Measure)
+        for name, knob in options.model_fields.items()
+        if name not in ("model", "steps", "measure", "kind")
+    ]
+    assert len(knobs) > 15
+    for name, knob in knobs:
+        assert cli._flag(name) in said
+        assert knob.description in said
+        if isinstance(knob.default, int | float) and not isinstance(knob.default, bool):
+            assert f"{knob.description} (default: {knob.default})" in said
+
+
+def test_tune_without_flags_asks_for_the_defaults(tuned, capsys):
+    assert cli.main(["tune", "alexnet", "--no-wait"]) == 0
+    assert tuned["e"] == Experiment(model="alexnet") and tuned["dir"] is None
+    assert capsys.readouterr().out == f"{tuned['run'].id}\n"
+
+
+def test_tune_passes_every_kind_of_flag(tuned, tmp_path):
+    flags = (
+        "--target cpu --batch 4 --dim sequence=128 --dim n=2 --seed 7 --time-limit 60 --max-trials 64 "
+        "--trials-per-kernel 32 --early-stopping-threshold 16 --warm-start a b --repeats 3 "
+        f"--min-repeat-ms 2.5 --no-check --no-wait --runs-dir {tmp_path}"
+    )
+    assert cli.main(["tune", "m.onnx", *flags.split()]) == 0
+    step = Ansor(max_trials=64, trials_per_kernel=32, early_stopping_threshold=16, warm_start=("a", "b"))
+    assert tuned["e"] == Experiment(
+        model="m.onnx", target="cpu", batch=4, dims={"sequence": 128, "n": 2}, seed=7, time_limit_s=60.0,
+        steps=(step,), measure=Measure(repeats=3, min_repeat_ms=2.5, check=False),
+    )  # fmt: skip
+    assert tuned["dir"] == str(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--batch", "0"], "Experiment(batch=0) is not usable: batch should be greater than or equal to 1"),
+        (["--max-trials", "-3"], "Ansor(max_trials=-3) is not usable"),
+        (["--dim", "n"], "--dim 'n' is not usable: write NAME=SIZE"),
+        (["--dim", "n=0"], "dims should give 'n' a size of at least 1"),
+    ],
+)
+def test_bad_values_are_one_line_and_exit_code_2(tuned, capsys, flags, said):
+    assert cli.main(["tune", "alexnet", *flags]) == 2
+    error = capsys.readouterr().err
+    assert said in error and error.startswith("tvmlab: ") and error.count("\n") == 1
+    assert "e" not in tuned
+
+
+def test_what_is_not_a_number_or_a_command_is_refused(capsys):
+    for arguments in (["tune", "alexnet", "--batch", "many"], ["tunes"], []):
+        with pytest.raises(SystemExit) as ended:
+            cli.main(arguments)
+        assert ended.value.code == 2
+    assert "invalid int value: 'many'" in capsys.readouterr().err
+
+
+def test_tune_follows_the_run_and_sums_it_up(tuned, capsys):
+    assert cli.main(["tune", "squeezenet"]) == 0
+    shown = capsys.readouterr()
+    summary = dict(line.split(maxsplit=1) for line in shown.out.splitlines()[1:])
+    assert summary["run"] == tuned["run"].id and summary["trials"] == "2" and summary["seed"] == "0"
+    assert summary["best_estimate_ms"] == "0.63" and summary["untuned_estimate_ms"] == "2.43"
+    assert "end_to_end_ms" not in summary and "crashed" not in summary
+    assert (
+        "running | 40/100 trials | 2 trials/s | model estimate 12.5 ms (untuned 250) | 1:30 left" in shown.err
+    )
+
+
+def test_control_c_stops_the_run_and_says_how_to_resume(tuned, capsys):
+    tuned["run"].interrupt = True
+    assert cli.main(["tune", "squeezenet"]) == 130
+    assert tuned["run"].stopped
+    assert f"stopped; tvmlab resume {tuned['run'].id} continues" in capsys.readouterr().err
+
+
+def test_a_failed_run_is_an_error(tuned, capsys):
+    tuned["run"].ends = "failed"
+    assert cli.main(["tune", "squeezenet"]) == 2
+    assert f"tvmlab: run {tuned['run'].id} failed: out of memory" in capsys.readouterr().err
+
+
+def test_resume_stop_and_runs_call_the_api(make_run, replaced, capsys):
+    run = FakeRun(make_run(TRIALS))
+    asked = []
+    replaced("run", "resume", lambda name, runs_dir=None: asked.append((name, runs_dir)) or run)
+    replaced("run", "attach", lambda name, runs_dir=None: asked.append((name, runs_dir)) or run)
+    assert cli.main(["resume", run.id, "--runs-dir", "d"]) == 0
+    assert cli.main(["stop", run.id]) == 0
+    assert asked == [(run.id, "d"), (run.id, None)] and run.stopped
+    assert f"run {run.id} is stopped" in capsys.readouterr().out
+    replaced("run", "runs", lambda runs_dir=None: pd.DataFrame({"status": ["done"]}, index=["one"]))
+    assert cli.main(["runs"]) == 0
+    assert capsys.readouterr().out.split() == ["status", "one", "done"]
+
+
+def test_stop_and_report_of_an_unknown_run_are_errors(tmp_path, capsys):
+    for command in ("stop", "report"):
+        assert cli.main([command, "nowhere", "--runs-dir", str(tmp_path)]) == 2
+        assert "tvmlab: no run 'nowhere'" in capsys.readouterr().err
+
+
+def test_compare_passes_its_baselines(make_run, replaced, capsys):
+    run = FakeRun(make_run(TRIALS))
+    asked = {}
+    replaced("run", "attach", lambda name, runs_dir=None: run)
+    replaced("compare", "compare", lambda given, **how: asked.update(run=given, **how) or "the comparison")
+    assert cli.main(["compare", run.id, "--baseline", "onnxruntime", "--repeats", "5"]) == 0
+    assert asked == {"run": run, "baselines": ["onnxruntime"], "repeats": 5}
+    assert capsys.readouterr().out == "the comparison\n"
+
+
+def test_lists_are_printed_whole(replaced, capsys):
+    wide = pd.DataFrame({f"column_{number}": [number] * 70 for number in range(30)})
+    replaced("models", "models", lambda: wide)
+    assert cli.main(["models"]) == 0
+    out = capsys.readouterr().out
+    assert "column_29" in out and len(out.splitlines()) == 71
+    asked = []
+    replaced("tasks", "tasks", lambda model, target: asked.append((model, target)) or wide)
+    assert cli.main(["tasks", "alexnet", "--target", "cpu"]) == 0
+    assert asked == [("alexnet", "cpu")]
+
+
+@pytest.mark.parametrize(("ok", "code"), [(True, 0), (False, 1)])
+def test_doctor_exits_with_what_it_found(replaced, capsys, ok, code):
+    class Diagnosis:
+        def __init__(self):
+            self.ok = ok
+
+        def __repr__(self):
+            return "compiler: found"
+
+    replaced("doctor", "doctor", Diagnosis)
+    assert cli.main(["doctor"]) == code
+    assert capsys.readouterr().out == "compiler: found\n"
+
+
+def test_demo_leaves_a_figure_and_a_report_and_prints_the_summary(tuned, replaced, capsys, tmp_path):
+    page = tmp_path / "report.html"
+    replaced("compare", "compare", lambda run: "compared")
+    replaced("report", "report", lambda run: page)
+    assert cli.main(["demo", "--model", "squeezenet", "--time-limit", "5"]) == 0
+    assert tuned["e"] == Experiment(model="squeezenet", time_limit_s=5.0)
+    figure = tuned["run"].folder.path / "curve.png"
+    assert figure.read_bytes().startswith(b"\x89PNG")
+    out = capsys.readouterr().out
+    for expected in ("compared", "best_estimate_ms", str(figure), str(page)):
+        assert expected in out
+    assert cli.main(["demo"]) == 0
+    assert tuned["e"] == Experiment(model="resnet50", time_limit_s=180.0)
+
+
+def test_demo_stopped_by_control_c_compares_nothing(tuned, replaced):
+    def compare(run):
+        raise InputError("compared a stopped run", remedy="none")
+
+    replaced("compare", "compare", compare)
+    tuned["run"].interrupt = True
+    assert cli.main(["demo"]) == 130
+
+
+def test_help_is_fast_and_imports_no_tvm():
+    script = (
+        "import sys\nfrom tvmlab.cli import main\ntry:\n    main(['--help'])\nexcept SystemExit:\n    pass\n"
+        "print(sorted({'tvm', 'pandas', 'matplotlib', 'pydantic', 'ipywidgets'} & set(sys.modules)))"
+    )
+    took = []
+    for _ in range(3):
+        began = time.perf_counter()
+        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+        took.append(time.perf_counter() - began)
+    assert done.stdout.splitlines()[-1] == "[]"
+    assert min(took) < 0.3
+
+
+def test_a_reader_that_leaves_early_is_no_error(tmp_path):
+    environment = {**os.environ, "TVMLAB_RUNS": str(tmp_path)}
+    shell = f"'{sys.executable}' -m tvmlab.cli runs | true; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", shell], capture_output=True, text=True, env=environment)
+    assert done.stdout.strip() == "0" and "Traceback" not in done.stderr

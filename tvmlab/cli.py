@@ -1,0 +1,394 @@
+"""The command line. Every command is one call of the API; knobs' flags are made from the option classes.
+
+Imports are local to the commands, so that `tvmlab --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from tvmlab.core import InputError, RunError, TrialStatus, TvmlabError
+
+if TYPE_CHECKING:
+    from pydantic.fields import FieldInfo
+
+    from tvmlab.experiment import Experiment, Options
+    from tvmlab.run import Progress, Run
+
+__all__ = ["main"]
+
+_DEMO_MODEL = "resnet50"
+_DEMO_TIME_LIMIT_S = 180.0
+_LOOK_S = 0.5
+_LOG_EVERY_S = 10.0  # a progress line in a file, where it cannot be overwritten
+_INTERRUPTED = 130  # the shell's exit code for Ctrl-C
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code: 0, 1 (doctor found a failure), 2 (an error), 130 (Ctrl-C)."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    parser = argparse.ArgumentParser(
+        prog="tvmlab", description="Auto-tune deep-learning models with Apache TVM, reproducibly."
+    )
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    for name, command in _COMMANDS.items():
+        added = commands.add_parser(
+            name, help=command.help, description=f"{command.help[:1].upper()}{command.help[1:]}."
+        )
+        if name in arguments:  # the flags of the others would only cost time
+            command.add_flags(added)
+            added.set_defaults(call=command.call)
+    given = parser.parse_args(arguments)
+    try:
+        return given.call(given)
+    except TvmlabError as error:
+        print(f"tvmlab: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("tvmlab: interrupted", file=sys.stderr)
+        return _INTERRUPTED
+    except BrokenPipeError:  # the reader, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+@dataclass(frozen=True)
+class _Command:
+    help: str
+    add_flags: Callable[[argparse.ArgumentParser], None]
+    call: Callable[[argparse.Namespace], int]
+
+
+# Flags from the option classes
+
+
+def _add_knobs(parser: argparse.ArgumentParser, options: type[Options], skip: Sequence[str] = ()) -> None:
+    """A flag for each knob, with its help text and default. Only flags that are given end up in the
+    namespace."""
+    group = parser.add_argument_group(options.__name__)
+    for name, field in options.model_fields.items():
+        if name not in (*skip, "kind"):
+            group.add_argument(_flag(name), dest=name, default=argparse.SUPPRESS, **_argument(name, field))
+
+
+def _flag(name: str) -> str:
+    """`time_limit_s` -> `--time-limit`; seconds are the unit one expects."""
+    return "--" + {"dims": "dim"}.get(name, name.removesuffix("_s")).replace("_", "-")
+
+
+def _argument(name: str, field: FieldInfo) -> dict[str, Any]:
+    """What argparse needs to know of a knob: how to parse it, and what to say of it."""
+    from tvmlab.experiment import unit_of
+
+    text = (field.description or name).replace("%", "%%")
+    default = field.get_default(call_default_factory=True)
+    shown = f" (default: {default})" if default not in (None, (), {}) else ""
+    kinds = _kinds(field.annotation)
+    if bool in kinds:
+        return {"action": argparse.BooleanOptionalAction, "help": text + shown}
+    if dict in kinds:
+        return {"action": "append", "metavar": "NAME=SIZE", "help": f"{text}; repeat for each"}
+    if tuple in kinds:
+        return {"nargs": "+", "metavar": "RUN", "help": text}
+    kind = next(kind for kind in (int, float, str) if kind in kinds)
+    unit = unit_of(field)
+    return {"type": kind, "metavar": unit.upper() or kind.__name__.upper(), "help": text + shown}
+
+
+def _kinds(annotation: Any) -> set[Any]:
+    """The plain types of an annotation: `int | None` -> {int, NoneType}, `tuple[str, ...]` -> {tuple}."""
+    from types import UnionType
+    from typing import Union, get_args, get_origin
+
+    if get_origin(annotation) in (Union, UnionType):
+        return {get_origin(part) or part for part in get_args(annotation)}
+    return {get_origin(annotation) or annotation}
+
+
+def _given(args: argparse.Namespace, options: type[Options]) -> dict[str, Any]:
+    """The knobs of this class that were given as flags."""
+    found = {name: getattr(args, name) for name in options.model_fields if hasattr(args, name)}
+    if "dims" in found:
+        found["dims"] = dict(map(_dimension, found["dims"]))
+    return found
+
+
+def _dimension(text: str) -> tuple[str, int]:
+    name, _, size = text.partition("=")
+    if not name or not size.isdecimal():
+        raise InputError(f"--dim {text!r} is not usable", remedy="write NAME=SIZE, such as sequence=128")
+    return name, int(size)
+
+
+def _experiment(args: argparse.Namespace) -> Experiment:
+    from tvmlab.experiment import Ansor, Experiment, Measure
+
+    step, measure = Ansor(**_given(args, Ansor)), Measure(**_given(args, Measure))
+    return Experiment(**_given(args, Experiment), steps=(step,), measure=measure)
+
+
+# Commands
+
+
+def _no_flags(parser: argparse.ArgumentParser) -> None:
+    pass
+
+
+def _runs_dir_flag(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--runs-dir", metavar="FOLDER", help="where runs are kept (default: runs, or $TVMLAB_RUNS)"
+    )
+
+
+def _run_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", metavar="RUN", help="id or folder of a run")
+    _runs_dir_flag(parser)
+
+
+def _models(args: argparse.Namespace) -> int:
+    from tvmlab.models import models
+
+    return _show(models())
+
+
+def _targets(args: argparse.Namespace) -> int:
+    from tvmlab.targets import targets
+
+    return _show(targets())
+
+
+def _tasks_flags(parser: argparse.ArgumentParser) -> None:
+    from tvmlab.experiment import Experiment
+
+    parser.add_argument("model", metavar="MODEL", help=Experiment.model_fields["model"].description)
+    _add_knobs(parser, Experiment, skip=_only(Experiment, "target"))
+
+
+def _only(options: type[Options], *kept: str) -> list[str]:
+    return [name for name in options.model_fields if name not in kept]
+
+
+def _tasks(args: argparse.Namespace) -> int:
+    from tvmlab.experiment import Experiment
+    from tvmlab.tasks import tasks
+
+    experiment = Experiment(**_given(args, Experiment))
+    return _show(tasks(experiment.model, experiment.target))
+
+
+def _tune_flags(parser: argparse.ArgumentParser) -> None:
+    from tvmlab.experiment import Ansor, Experiment, Measure
+
+    parser.add_argument("model", metavar="MODEL", help=Experiment.model_fields["model"].description)
+    _runs_dir_flag(parser)
+    parser.add_argument("--no-wait", action="store_true", help="start the run, print its id and return")
+    _add_knobs(parser, Experiment, skip=("model", "steps", "measure"))
+    _add_knobs(parser, Ansor)
+    _add_knobs(parser, Measure)
+
+
+def _tune(args: argparse.Namespace) -> int:
+    from tvmlab.run import tune
+
+    return _begin(tune(_experiment(args), args.runs_dir), args.no_wait)
+
+
+def _resume_flags(parser: argparse.ArgumentParser) -> None:
+    _run_flags(parser)
+    parser.add_argument("--no-wait", action="store_true", help="start the run, print its id and return")
+
+
+def _resume(args: argparse.Namespace) -> int:
+    from tvmlab.run import resume
+
+    return _begin(resume(args.run, args.runs_dir), args.no_wait)
+
+
+def _begin(run: Run, no_wait: bool) -> int:
+    """Print the id and, unless told not to wait, follow the run and sum it up."""
+    print(run.id, flush=True)
+    if no_wait:
+        return 0
+    if not _follow(run):
+        return _INTERRUPTED
+    return _summarise(run)
+
+
+def _runs(args: argparse.Namespace) -> int:
+    from tvmlab.run import runs
+
+    return _show(runs(args.runs_dir))
+
+
+def _stop(args: argparse.Namespace) -> int:
+    from tvmlab.run import attach
+
+    run = attach(args.run, args.runs_dir)
+    run.stop()
+    print(f"run {run.id} is {run.status}")
+    return 0
+
+
+def _compare_flags(parser: argparse.ArgumentParser) -> None:
+    _run_flags(parser)
+    parser.add_argument("--baseline", nargs="+", default=["untuned", "onnxruntime"], metavar="NAME",
+                        help="what to time beside the run (default: untuned onnxruntime)")  # fmt: skip
+    parser.add_argument("--repeats", type=int, default=30, help="timed inferences of each (default: 30)")
+
+
+def _compare(args: argparse.Namespace) -> int:
+    from tvmlab.compare import compare
+    from tvmlab.run import attach
+
+    return _show(compare(attach(args.run, args.runs_dir), baselines=args.baseline, repeats=args.repeats))
+
+
+def _report_flags(parser: argparse.ArgumentParser) -> None:
+    _run_flags(parser)
+    parser.add_argument(
+        "-o", "--output", metavar="FILE", help="the HTML file (default: report.html in the run folder)"
+    )
+
+
+def _report(args: argparse.Namespace) -> int:
+    from tvmlab.records import RunFolder
+    from tvmlab.report import report
+
+    print(report(RunFolder.open(args.run, args.runs_dir), args.output))
+    return 0
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    from tvmlab.doctor import doctor
+
+    diagnosis = doctor()
+    print(diagnosis)
+    return 0 if diagnosis.ok else 1
+
+
+def _demo_flags(parser: argparse.ArgumentParser) -> None:
+    from tvmlab.experiment import Experiment
+
+    parser.set_defaults(time_limit_s=_DEMO_TIME_LIMIT_S)
+    parser.add_argument("--model", default=_DEMO_MODEL, help=f"what to tune (default: {_DEMO_MODEL})")
+    parser.add_argument("--time-limit", dest="time_limit_s", type=float, metavar="S",
+                        help=f"how long to search, in seconds (default: {_DEMO_TIME_LIMIT_S:g})")  # fmt: skip
+    _add_knobs(parser, Experiment, skip=_only(Experiment, "target", "seed"))
+    _runs_dir_flag(parser)
+
+
+def _demo(args: argparse.Namespace) -> int:
+    from tvmlab.compare import compare
+    from tvmlab.experiment import Experiment
+    from tvmlab.plots import latency_png
+    from tvmlab.report import report
+    from tvmlab.run import tune
+
+    experiment = Experiment(**_given(args, Experiment))
+    print(f"tvmlab.tune({experiment.code()})", flush=True)
+    run = tune(experiment, args.runs_dir)
+    if not _follow(run):
+        return _INTERRUPTED
+    print("timing the compiled model end to end, beside the untuned one and onnxruntime ...", flush=True)
+    print(compare(run))
+    figure = run.folder.path / "curve.png"
+    figure.write_bytes(latency_png(run.folder, dpi=150))
+    page = report(run)
+    _summarise(run)
+    print(f"\nrun     {run.folder.path}\nfigure  {figure}\nreport  {page}")
+    return 0
+
+
+# What the console shows
+
+
+def _show(found: Any) -> int:
+    """Print a frame whole, anything else as it shows itself."""
+    print(found.to_string(na_rep="-") if hasattr(found, "to_string") else found)
+    return 0
+
+
+def _summarise(run: Run) -> int:
+    """The run's summary frame, one line a figure."""
+    from tvmlab import frames
+
+    row = frames.summary(run).iloc[0].dropna()
+    width = max(map(len, row.index))
+    for name, value in row.items():
+        if value or name not in set(TrialStatus):  # a kind of failure that did not occur says nothing
+            print(f"{name:{width}}  {value:,.4g}" if isinstance(value, float) else f"{name:{width}}  {value}")
+    return 0
+
+
+def _follow(run: Run) -> bool:
+    """Show a live line until the run ends; False after Ctrl-C, which stops the run.
+
+    Raises RunError if the run failed.
+    """
+    from tqdm import tqdm
+
+    live = sys.stderr.isatty()
+    with tqdm(bar_format="{desc}", mininterval=0, dynamic_ncols=True, disable=not live) as line:
+        try:
+            told, status = 0.0, "running"
+            while status == "running":
+                progress = run.progress
+                line.set_description_str(_line(progress))
+                if not live and progress.elapsed_s >= told + _LOG_EVERY_S:
+                    print(_line(progress), file=sys.stderr, flush=True)
+                    told = progress.elapsed_s
+                run.wait(timeout=_LOOK_S)
+                status = run.status
+            line.set_description_str(_line(run.progress))
+        except KeyboardInterrupt:
+            line.set_description_str("stopping after the trial under way ...")
+            run.stop()
+            line.close()
+            print(f"stopped; tvmlab resume {run.id} continues", file=sys.stderr)
+            return False
+    if status == "failed":
+        raise RunError(f"run {run.id} failed", remedy=run.progress.message or "see log.txt in its folder")
+    return True
+
+
+def _line(progress: Progress) -> str:
+    """The progress line: status, trials, rate, model estimate, time left."""
+    parts = [progress.status]
+    if progress.total_trials:
+        parts.append(f"{progress.trials:,}/{progress.total_trials:,} trials")
+    if progress.trials_per_s:
+        parts.append(f"{progress.trials_per_s:.2g} trials/s")
+    if progress.estimate_ms is not None:
+        untuned = f" (untuned {progress.untuned_ms:,.4g})" if progress.untuned_ms is not None else ""
+        parts.append(f"model estimate {progress.estimate_ms:,.4g} ms{untuned}")
+    if progress.status == "running" and progress.seconds_left is not None:
+        minutes, seconds = divmod(round(progress.seconds_left), 60)
+        parts.append(f"{minutes}:{seconds:02} left")
+    if progress.message:
+        parts.append(progress.message)
+    return " | ".join(parts)
+
+
+_COMMANDS = {
+    "models": _Command("list the zoo: name, source, parameters, FLOPs, inputs", _no_flags, _models),
+    "targets": _Command("list what is attached, with its measured limits", _no_flags, _targets),
+    "tasks": _Command("list the tasks of a model", _tasks_flags, _tasks),
+    "tune": _Command("tune a model and follow the run; Ctrl-C stops it", _tune_flags, _tune),
+    "resume": _Command(
+        "continue a stopped or failed run to the total that was asked", _resume_flags, _resume
+    ),
+    "runs": _Command("list the runs", _runs_dir_flag, _runs),
+    "stop": _Command("stop a run after the trial under way", _run_flags, _stop),
+    "compare": _Command("time the compiled model end to end beside baselines", _compare_flags, _compare),
+    "report": _Command("write a run's HTML report", _report_flags, _report),
+    "doctor": _Command("check that this machine can tune", _no_flags, _doctor),
+    "demo": _Command("tune for a few minutes, compare, and write a figure and a report", _demo_flags, _demo),
+}
+
+if __name__ == "__main__":
+    sys.exit(main())
