@@ -21,7 +21,9 @@ GOALS = {"alexnet": 0.2, "resnet50": 0.5}
 
 def as_run(folder: Path, like: RunFolder) -> RunFolder:
     """Upstream's database dressed as a run of the same experiment, so that compare() can take it."""
-    dressed = RunFolder.create(Experiment(**{**like.experiment.model_dump(), "steps": like.experiment.steps}), like.path.parent)
+    dressed = RunFolder.create(
+        Experiment(**{**like.experiment.model_dump(), "steps": like.experiment.steps}), like.path.parent
+    )
     dressed.write_json("environment.json", like.environment)
     dressed.write_state(State(status="done"))
     for name in ("database_workload.json", "database_tuning_record.json"):

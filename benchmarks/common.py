@@ -20,7 +20,7 @@ HERE = Path(__file__).parent
 def tune_upstream(kind: str, model: str, trials: int, seed: int, folder: Path) -> float:
     """Seconds that upstream took; its database is in `folder`."""
     command = [sys.executable, str(HERE / "upstream.py"), kind, model, str(trials), str(seed), str(folder)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode != 0:
         raise SystemExit(f"upstream failed:\n{done.stderr[-2000:]}")
     return float(json.loads(done.stdout.strip().splitlines()[-1])["seconds"])
@@ -48,7 +48,13 @@ def conv_model(folder: Path) -> str:
 def matmul_model(folder: Path) -> str:
     """A 512x512x512 matrix product as an .onnx file."""
     weight = np.random.default_rng(0).standard_normal((512, 512), dtype=np.float32) * 0.04
-    return _save(folder / "matmul.onnx", [helper.make_node("MatMul", ["x", "w"], ["y"])], (512, 512), (512, 512), {"w": weight})
+    return _save(
+        folder / "matmul.onnx",
+        [helper.make_node("MatMul", ["x", "w"], ["y"])],
+        (512, 512),
+        (512, 512),
+        {"w": weight},
+    )
 
 
 def _save(path: Path, nodes: list, shape_in: tuple, shape_out: tuple, weights: dict) -> str:

@@ -68,9 +68,7 @@ def write_run(parent: Path, rows: int) -> RunFolder:
     """A run folder with so many trials, as long and as varied as real lines are; one in twenty failed."""
     draw = random.Random(0)
     folder = RunFolder.create(Experiment(model="resnet50"), parent)
-    infos = [
-        TaskInfo(f"{i:016x}", f"task_{i}", f"class_{i % 7}", 1 + i % 3, 1e8, 1e6, True) for i in range(TASKS)
-    ]
+    infos = [TaskInfo(f"{i:016x}", f"task_{i}", f"class_{i % 7}", 1 + i % 3, 1e8, 1e6, True) for i in range(TASKS)]
     folder.write_json("tasks.json", infos)
     with (folder.path / "trials.jsonl").open("wb") as file:
         for number in range(rows):
@@ -103,9 +101,7 @@ def line(draw: random.Random, number: int) -> dict[str, object]:
 
 def load(folder: RunFolder) -> dict[str, float]:
     """Load the frame in a process of its own and return what it measured of itself."""
-    done = subprocess.run(
-        [sys.executable, "-c", LOADER, str(folder.path)], check=True, capture_output=True, text=True
-    )
+    done = subprocess.run([sys.executable, "-c", LOADER, str(folder.path)], check=True, capture_output=True, text=True)
     return json.loads(done.stdout)
 
 

@@ -36,15 +36,22 @@ def kernel_ratio(model: str, ours: Path, theirs: Path, rounds: int) -> tuple[flo
     (task,) = (task for task in extract(load_model(model), cpu) if task.info.flops > 1e6)
     space = SketchSpace(task.key, task.module, cpu.to_tvm())
     meta_schedule = load_meta_schedule()
-    databases = [open_database(RunFolder(ours), cpu), meta_schedule.database.JSONDatabase(work_dir=str(theirs))]
+    databases = [
+        open_database(RunFolder(ours), cpu),
+        meta_schedule.database.JSONDatabase(work_dir=str(theirs)),
+    ]
     best = [space.replay(warm_records(database, task)[0][0]) for database in databases]
     samples: list[list[float]] = [[], []]
-    with LocalMeasurer([task], cpu, Measure(repeats=3, slow_factor=1e6), Path(tempfile.mkdtemp()) / "log.txt") as measurer:
+    with LocalMeasurer(
+        [task], cpu, Measure(repeats=3, slow_factor=1e6), Path(tempfile.mkdtemp()) / "log.txt"
+    ) as measurer:
         list(measurer.measure_defaults([task.key]))
         for _ in range(rounds):
             for found, measured in zip(samples, measurer.measure(best), strict=True):
                 found += measured.latencies_s
-    print(f"    best kernel: tvmlab {np.median(samples[0]) * 1e6:.0f} us, upstream {np.median(samples[1]) * 1e6:.0f} us")
+    print(
+        f"    best kernel: tvmlab {np.median(samples[0]) * 1e6:.0f} us, upstream {np.median(samples[1]) * 1e6:.0f} us"
+    )
     return tuple(bootstrap_ratio(*samples))
 
 
@@ -73,9 +80,17 @@ def main() -> None:
             kernels.append(kernel_ratio(model, run.folder.path, theirs, 3 if asked.quick else 10))
             phases = run.folder.state.phases
             other = 1 - sum(phases.values()) / run.folder.state.elapsed_s
-            print(f"    latency ratio {kernels[-1][0]:.3f} {kernels[-1][1:]}; phases {phases}, other {other:.1%}", flush=True)
-    report("throughput.kernel_latency", float(np.median([k[0] for k in kernels])), min(k[1] for k in kernels),
-           max(k[2] for k in kernels), 1.0)
+            print(
+                f"    latency ratio {kernels[-1][0]:.3f} {kernels[-1][1:]}; phases {phases}, other {other:.1%}",
+                flush=True,
+            )
+    report(
+        "throughput.kernel_latency",
+        float(np.median([k[0] for k in kernels])),
+        min(k[1] for k in kernels),
+        max(k[2] for k in kernels),
+        1.0,
+    )
     report("throughput", float(np.median(times)), min(times), max(times), GOAL)
 
 

@@ -123,9 +123,7 @@ def tiny_onnx(tmp_path_factory: pytest.TempPathFactory) -> str:
 
     rng = np.random.default_rng(0)
     weights = {"w": (16, 8, 3, 3), "w2": (10, 3136), "b2": (10,)}
-    constants = [
-        numpy_helper.from_array(rng.standard_normal(s, dtype=np.float32) * 0.1, n) for n, s in weights.items()
-    ]
+    constants = [numpy_helper.from_array(rng.standard_normal(s, dtype=np.float32) * 0.1, n) for n, s in weights.items()]
     constants.append(numpy_helper.from_array(np.array([1, 3136], dtype=np.int64), "shape"))
     nodes = [
         helper.make_node("Conv", ["x", "w"], ["c"], pads=[1] * 4),

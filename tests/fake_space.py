@@ -46,9 +46,7 @@ class FakeSpace:
         if any(isinstance(value, list) and value[-1] >= 32 for value in decisions):
             return None
         text = json.dumps(point)
-        return Candidate(
-            self.task_key, hashlib.sha256(text.encode()).hexdigest()[:16], sketch, decisions, text
-        )
+        return Candidate(self.task_key, hashlib.sha256(text.encode()).hexdigest()[:16], sketch, decisions, text)
 
     def sample(self, sketch, rng):
         for _ in range(20):

@@ -105,10 +105,7 @@ def test_compiler_missing_and_broken(monkeypatch, tmp_path, quick):
     (tmp_path / "gcc").chmod(0o755)
     with pytest.raises(MissingTool, match="cannot find ld"):
         require_compiler()
-    assert (
-        named(doctor_function(runs_dir=tmp_path, cache_dir=tmp_path, nvml=NO_NVML), "compiler").status
-        == "fail"
-    )
+    assert named(doctor_function(runs_dir=tmp_path, cache_dir=tmp_path, nvml=NO_NVML), "compiler").status == "fail"
     monkeypatch.setenv("CXX", str(tmp_path / "gone"))
     with pytest.raises(MissingTool, match="gone"):
         require_compiler()
@@ -131,9 +128,7 @@ def test_gpu(monkeypatch, tmp_path, quick):
     monkeypatch.setattr(doctor_module, "cuda_compiler", lambda: "nvcc")
     found = doctor_function(**folders, nvml=FakeNvml(H200))
     assert "NVIDIA H200, sm_90a, driver 580" in named(found, "GPU").detail
-    assert named(found, "CUDA compiler").status == "ok" and "CUDA runtime" not in {
-        check.name for check in found
-    }
+    assert named(found, "CUDA compiler").status == "ok" and "CUDA runtime" not in {check.name for check in found}
     monkeypatch.setattr(doctor_module, "cuda_compiler", lambda: None)
     quick["cuda"] = False
     found = doctor_function(**folders, nvml=FakeNvml(H200))

@@ -25,9 +25,7 @@ from tvmlab.spaces.sketch import SketchSpace
 @pytest.fixture(autouse=True)
 def _fake_spaces_have_no_programs(monkeypatch):
     real = evolution_module._tvm_candidate
-    monkeypatch.setattr(
-        evolution_module, "_tvm_candidate", lambda c: c if isinstance(c.payload, str) else real(c)
-    )
+    monkeypatch.setattr(evolution_module, "_tvm_candidate", lambda c: c if isinstance(c.payload, str) else real(c))
 
 
 @pytest.fixture
@@ -55,7 +53,7 @@ TARGET = [[4, 2, 4, 4], [7, 2, 1, 4], [8, 8], 2]
 
 
 def by_decisions(candidate):
-    """The further the knobs are from a point the search does not know, the slower: a product over the knobs."""
+    """The further the knobs are from a point the search does not know, the slower: a product over them."""
     latency = 1e-5 * (1 + candidate.sketch)
     for value, best in zip(candidate.decisions, TARGET, strict=True):
         if isinstance(value, list):
@@ -140,6 +138,7 @@ def test_an_ask_gives_as_many_as_were_asked_for(space):
 
 
 def test_what_is_known_is_not_proposed(space):
+    """Without records too: then a resumed search starts with random samples, as the first session did."""
     known = [c.key for c in search(evolution(space), 24)]
     found = search(evolution(space, known=known), 48)
     assert len(found) == 48

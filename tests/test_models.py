@@ -23,15 +23,11 @@ HEAVY = ["alexnet", "zfnet512", "vgg16", "vgg19"]
 ALL = [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in HEAVY)]
 
 
-def reference(
-    model: ModelProto, feeds: dict[str, np.ndarray], outputs: list[str] | None = None
-) -> list[np.ndarray]:
+def reference(model: ModelProto, feeds: dict[str, np.ndarray], outputs: list[str] | None = None) -> list[np.ndarray]:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = 2
-    session = onnxruntime.InferenceSession(
-        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     return session.run(outputs, feeds)
 
 
@@ -70,9 +66,7 @@ def test_prepared_zoo_model_computes_the_same_and_its_activations_are_in_range(n
     assert min(sizes) > 0.1 and max(sizes) < 10
     assert 0.3 < activations[-1].std() < 5
     changed = reference(probed, others, results)
-    assert np.abs(changed[0] - expected[0]).max() > 1e-3 * np.abs(expected[0]).max(), (
-        "the input does not matter"
-    )
+    assert np.abs(changed[0] - expected[0]).max() > 1e-3 * np.abs(expected[0]).max(), "the input does not matter"
     for array in (*activations, *expected):
         assert np.isfinite(array).all()
 
@@ -86,9 +80,7 @@ def test_imported_zoo_model_computes_the_same(name):
     assert_close(compiled(model, feeds), reference(model.original, feeds))
 
 
-SLOW_BATCHES = [
-    pytest.param(name, marks=pytest.mark.slow) for name in ("alexnet", "mobilenet_v2", "googlenet")
-]
+SLOW_BATCHES = [pytest.param(name, marks=pytest.mark.slow) for name in ("alexnet", "mobilenet_v2", "googlenet")]
 
 
 @pytest.mark.parametrize("name", ["squeezenet", "shufflenet", "resnet50", *SLOW_BATCHES])
@@ -171,9 +163,7 @@ def test_unknown_name_is_answered_with_close_ones(name, hint):
     assert hint in caught.value.remedy and "end in .onnx" in caught.value.remedy
 
 
-@pytest.mark.parametrize(
-    "options", [{"batch": 0}, {"batch": 1.5}, {"batch": True}, {"seed": -1}, {"dims": {"T": 3}}]
-)
+@pytest.mark.parametrize("options", [{"batch": 0}, {"batch": 1.5}, {"batch": True}, {"seed": -1}, {"dims": {"T": 3}}])
 def test_unusable_options_are_refused(options):
     with pytest.raises(InputError):
         load_model("squeezenet", **options)

@@ -55,9 +55,7 @@ def test_one_run_is_its_curve(make_run):
 
 
 def test_seeds_become_a_median_with_a_band_from_least_to_largest(make_run):
-    runs = [
-        make_run([("conv2d_relu", latency)], seed=seed) for seed, latency in enumerate([500.0, 300.0, 100.0])
-    ]
+    runs = [make_run([("conv2d_relu", latency)], seed=seed) for seed, latency in enumerate([500.0, 300.0, 100.0])]
     bands = plots.latency_bands(runs)
     assert bands["line"].nunique() == 1 and (bands["runs"] == 3).all()
     assert bands["x"].tolist() == [0, 1]

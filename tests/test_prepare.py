@@ -21,9 +21,7 @@ def run(model: ModelProto, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
     options.log_severity_level = 3
     # Otherwise onnxruntime does itself what is tested here.
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = onnxruntime.InferenceSession(
-        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     return session.run(None, feeds)
 
 
@@ -79,9 +77,7 @@ def test_batch_norm_folds_into_conv(groups, spatial, bias, affine, scalar, epsil
     nodes = [helper.make_node("Conv", ["x", *constants], ["y0"], group=groups)]
     constants |= statistics(8, seed)
     nodes.append(
-        helper.make_node(
-            "BatchNormalization", ["y0", "gamma", "beta", "mean", "variance"], ["y1"], epsilon=epsilon
-        )
+        helper.make_node("BatchNormalization", ["y0", "gamma", "beta", "mean", "variance"], ["y1"], epsilon=epsilon)
     )
     for i, kind in enumerate(affine, start=1):
         constants[f"c{i}"] = rng.standard_normal(() if scalar else (8, *[1] * spatial), np.float32)
@@ -148,9 +144,7 @@ def test_mul_along_the_image_is_not_folded():
     assert kinds(assert_same(model)) == ["Conv", "Mul"]
 
 
-@pytest.mark.parametrize(
-    "terms, expected", [(1, ["Relu"]), (2, ["Add", "Relu"]), (4, ["Add", "Add", "Add", "Relu"])]
-)
+@pytest.mark.parametrize("terms, expected", [(1, ["Relu"]), (2, ["Add", "Relu"]), (4, ["Add", "Add", "Add", "Relu"])])
 def test_sum_becomes_a_chain_of_add(terms, expected):
     names = [f"x{i}" for i in range(terms)]
     inputs = ", ".join(f"float[2,3] {name}" for name in names)
@@ -221,9 +215,7 @@ def test_old_opset_is_converted():
         helper.make_node("Softmax", ["d"], ["z"], axis=1),
     ]
     constants = {"w": normal(8, 4, 1, 1), **statistics(8)}
-    values = [
-        helper.make_tensor_value_info(name, TensorProto.FLOAT, c.shape) for name, c in constants.items()
-    ]
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, c.shape) for name, c in constants.items()]
     x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 4, 3, 3])
     z = helper.make_tensor_value_info("z", TensorProto.FLOAT, [1, 8, 3, 3])
     initializers = [from_array(value, name) for name, value in constants.items()]
@@ -239,10 +231,7 @@ def test_old_opset_is_converted():
     (found,) = run(prepared, {"x": feed})
     scale = constants["gamma"] / np.sqrt(constants["variance"] + 1e-5)
     shift = constants["beta"] - scale * constants["mean"]
-    logits = (
-        np.einsum("oi,nihw->nohw", constants["w"][:, :, 0, 0], feed) * scale[:, None, None]
-        + shift[:, None, None]
-    )
+    logits = np.einsum("oi,nihw->nohw", constants["w"][:, :, 0, 0], feed) * scale[:, None, None] + shift[:, None, None]
     expected = np.exp(logits) / np.exp(logits).sum()
     np.testing.assert_allclose(found, expected, rtol=1e-4)
 

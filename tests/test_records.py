@@ -33,9 +33,7 @@ with folder.acquire():
 
 
 def trial(number, **changes):
-    made = Trial(
-        "a" * 16, 0, "evolution", number, f"{number:016x}", 0, [[1, 2], 3], TrialStatus.OK, [1e-3, 2e-3]
-    )
+    made = Trial("a" * 16, 0, "evolution", number, f"{number:016x}", 0, [[1, 2], 3], TrialStatus.OK, [1e-3, 2e-3])
     return replace(made, **changes)
 
 
@@ -133,9 +131,7 @@ def test_a_newer_format_is_refused_and_left_alone(folder):
     assert json.loads(path.read_bytes()) == newer
 
 
-@pytest.mark.parametrize(
-    "content", [None, "[]", "{}", '{"format": 1}', '{"format": "one", "experiment": {}}', "{"]
-)
+@pytest.mark.parametrize("content", [None, "[]", "{}", '{"format": 1}', '{"format": "one", "experiment": {}}', "{"])
 def test_a_foreign_folder_is_refused(tmp_path, content):
     if content is not None:
         (tmp_path / "experiment.json").write_text(content)
@@ -221,9 +217,7 @@ def test_a_run_without_state_is_failed(folder):
 def test_looking_at_the_status_does_not_keep_a_writer_out(folder):
     """Readers take the lock for an instant: a writer that starts then must get it all the same."""
     with ThreadPoolExecutor(4) as pool:
-        looking = [
-            pool.submit(lambda: [RunFolder(folder.path).is_locked() for _ in range(200)]) for _ in range(4)
-        ]
+        looking = [pool.submit(lambda: [RunFolder(folder.path).is_locked() for _ in range(200)]) for _ in range(4)]
         for _ in range(20):
             folder.acquire().release()
         for future in looking:
@@ -286,9 +280,7 @@ except MissingTool as error:
 def test_replacing_a_file_shows_the_old_or_the_new_one(folder):
     """A reader that looks all the time never sees half a state."""
     with ThreadPoolExecutor(1) as pool:
-        writing = pool.submit(
-            lambda: [folder.write_state(State(trials=n, message="x" * n)) for n in range(500)]
-        )
+        writing = pool.submit(lambda: [folder.write_state(State(trials=n, message="x" * n)) for n in range(500)])
         seen = []
         while not writing.done():
             state = folder.read_json("state.json")

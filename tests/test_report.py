@@ -51,9 +51,7 @@ def test_findings_admit_that_nothing_better_was_found(make_run):
 def test_findings_admit_what_is_not_known(make_run):
     unknown = {"conv2d_relu": 1000.0, "dense": TrialStatus.CRASHED, "reshape": 10.0}
     assert "is not known: some task" in findings(make_run([], defaults=unknown))[1]
-    assert (
-        "that of the untuned model is not known" in findings(make_run([("dense", 1.0)], defaults=unknown))[1]
-    )
+    assert "that of the untuned model is not known" in findings(make_run([("dense", 1.0)], defaults=unknown))[1]
     wrong = {**COMPARISON, "numerics": {"max_error_over_max_output": 0.5, "bound": 1e-4, "ok": False}}
     assert "NOT within the bound" in findings(make_run(TRIALS, comparison=wrong))[-1]
     assert findings(make_run(TRIALS, status="stopped"))[0].startswith("The run ended as stopped")
@@ -124,9 +122,7 @@ def test_the_page_is_whole_without_network_code_or_scripts(make_run, tmp_path):
     for expected in ("squeezenet on test-cpu", folder.id, "fell from 2.43 ms", "onnxruntime", "wrong_result",
                      "Ansor(max_trials=16)", "machine.cpu", "Test CPU"):  # fmt: skip
         assert expected in words, expected
-    assert (
-        "Traceback" not in words and "plots.latency_vs_trials" not in words
-    )  # the notebook's code is left out
+    assert "Traceback" not in words and "plots.latency_vs_trials" not in words  # the notebook's code is left out
 
 
 @pytest.mark.slow

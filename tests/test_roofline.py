@@ -30,9 +30,7 @@ def test_measured_once(tmp_path):
     for _ in range(2):
         assert cached_roofline(REQUEST, {"cpu": "a"}, tmp_path, {}, run=run) == Roofline(100.0, 10.0)
     assert cached_roofline(REQUEST, {"cpu": "b"}, tmp_path, {}, run=run) == Roofline(200.0, 20.0)
-    assert cached_roofline(REQUEST, {"cpu": "a"}, tmp_path, {}, run=run, refresh=True) == Roofline(
-        300.0, 30.0
-    )
+    assert cached_roofline(REQUEST, {"cpu": "a"}, tmp_path, {}, run=run, refresh=True) == Roofline(300.0, 30.0)
     assert cached_roofline(REQUEST, {"cpu": "a"}, tmp_path, {}, run=run) == Roofline(300.0, 30.0)
     assert run.calls == 3
 

@@ -82,9 +82,7 @@ def test_cgroup_memory(tmp_path):
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="Linux only")
 def test_real_affinity_is_respected():
     code = "import os; os.sched_setaffinity(0, {0}); from tvmlab.hardware import *; print(read_cpu().cores)"
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=child_env({}), capture_output=True, text=True, check=True
-    )
+    done = subprocess.run([sys.executable, "-c", code], env=child_env({}), capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "1"
 
 
@@ -173,9 +171,7 @@ def test_a_worker_runs_as_many_threads_as_the_target_has_cores(no_gpu):
     one = target(json.dumps({**target("cpu").attrs, "num-cores": 1}))
     for item in (target("cpu"), one):
         command = [sys.executable, "-c", code]
-        done = subprocess.run(
-            command, env=child_env(item.worker_env()), capture_output=True, text=True, check=True
-        )
+        done = subprocess.run(command, env=child_env(item.worker_env()), capture_output=True, text=True, check=True)
         assert done.stdout.strip() == str(item.attrs["num-cores"])
 
 

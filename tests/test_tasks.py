@@ -136,9 +136,7 @@ def test_the_compiled_model_computes_what_onnxruntime_does(tiny_model, cpu):
     from tvm import relax
 
     inputs = tiny_model.inputs_for(3)
-    session = onnxruntime.InferenceSession(
-        tiny_model.original.SerializeToString(), providers=["CPUExecutionProvider"]
-    )
+    session = onnxruntime.InferenceSession(tiny_model.original.SerializeToString(), providers=["CPUExecutionProvider"])
     expected = session.run(None, inputs)[0]
     machine = relax.VirtualMachine(compile_model(lower(tiny_model, cpu)[0], cpu), tvm.cpu())
     found = machine["main"](*[tvm.runtime.tensor(array) for array in inputs.values()])

@@ -140,9 +140,7 @@ def _no_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _runs_dir_flag(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--runs-dir", metavar="FOLDER", help="where runs are kept (default: runs, or $TVMLAB_RUNS)"
-    )
+    parser.add_argument("--runs-dir", metavar="FOLDER", help="where runs are kept (default: runs, or $TVMLAB_RUNS)")
 
 
 def _run_flags(parser: argparse.ArgumentParser) -> None:
@@ -250,9 +248,7 @@ def _compare(args: argparse.Namespace) -> int:
 
 def _report_flags(parser: argparse.ArgumentParser) -> None:
     _run_flags(parser)
-    parser.add_argument(
-        "-o", "--output", metavar="FILE", help="the HTML file (default: report.html in the run folder)"
-    )
+    parser.add_argument("-o", "--output", metavar="FILE", help="the HTML file (default: report.html in the run folder)")
 
 
 def _report(args: argparse.Namespace) -> int:
@@ -379,9 +375,7 @@ _COMMANDS = {
     "targets": _Command("list what is attached, with its measured limits", _no_flags, _targets),
     "tasks": _Command("list the tasks of a model", _tasks_flags, _tasks),
     "tune": _Command("tune a model and follow the run; Ctrl-C stops it", _tune_flags, _tune),
-    "resume": _Command(
-        "continue a stopped or failed run to the total that was asked", _resume_flags, _resume
-    ),
+    "resume": _Command("continue a stopped or failed run to the total that was asked", _resume_flags, _resume),
     "runs": _Command("list the runs", _runs_dir_flag, _runs),
     "stop": _Command("stop a run after the trial under way", _run_flags, _stop),
     "compare": _Command("time the compiled model end to end beside baselines", _compare_flags, _compare),

@@ -68,9 +68,7 @@ class TrialReader:
     def __init__(self, wanted: Sequence[str]) -> None:
         self._wanted = wanted
         self._parts: dict[str, list[Any]] = {name: [] for name in wanted}
-        self._codes = {
-            name: _Codes() for name in ("run", "model", "target", "task", "kernel_class", *_REPEATED)
-        }
+        self._codes = {name: _Codes() for name in ("run", "model", "target", "task", "kernel_class", *_REPEATED)}
         self._codes["status"].update({str(status): code for code, status in enumerate(TrialStatus)})
         stored = {*wanted} & {*_NUMBERS, *_REPEATED, *_UNIQUE}
         if {*wanted} & {*_OF_TASK}:

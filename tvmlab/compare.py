@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from tvmlab import frames
 from tvmlab.core import InputError, RecordError, RunError
 from tvmlab.measure.process import WorkerDied, WorkerProcess, WorkerTimeout
 from tvmlab.measure.whole_model import BASELINES
@@ -44,24 +44,9 @@ class Comparison:
     numerics: dict[str, Any]
 
     def frame(self) -> pd.DataFrame:
-        """One row a subject: median_ms, min_ms, samples, ratio (tvmlab over it), low, high."""
-        ratios = {row["baseline"]: row for row in self.ratios}
-        rows = []
-        for name, subject in self.subjects.items():
-            samples = np.array(subject["samples_ms"])
-            ratio = ratios.get(name, {})
-            rows.append(
-                {
-                    "subject": name,
-                    "median_ms": float(np.median(samples)),
-                    "min_ms": float(samples.min()),
-                    "samples": len(samples),
-                    "ratio": ratio.get("ratio", math.nan),
-                    "low": ratio.get("low", math.nan),
-                    "high": ratio.get("high", math.nan),
-                }
-            )
-        return pd.DataFrame(rows).set_index("subject")
+        """One row a subject; the columns of tvmlab.frames.comparison."""
+        rows = frames.comparison_rows(self.run, asdict(self))
+        return pd.DataFrame(rows).drop(columns="run").set_index("subject")
 
     def __str__(self) -> str:
         lines = [
@@ -106,7 +91,10 @@ def compare(
     target = Target.from_record(folder.environment["target"])
     threads = threads or int(target.attrs.get("num-cores", 1))
     environment = {**target.worker_env(), "TVM_NUM_THREADS": str(threads), "OMP_NUM_THREADS": str(threads)}
-    loaded = {**subjects, "onnxruntime": ("onnxruntime", folder)}  # even if not timed: it gives the right result
+    loaded = {
+        **subjects,
+        "onnxruntime": ("onnxruntime", folder),
+    }  # even if not timed: it gives the right result
     workers = {
         name: WorkerProcess("tvmlab.measure.whole_model", [], folder.path / "log.txt", environment) for name in loaded
     }
@@ -136,7 +124,8 @@ def _subject(name: str, folder: RunFolder) -> tuple[str, RunFolder]:
         other = RunFolder.open(name, folder.path.parent)
     except RecordError as error:
         raise InputError(
-            f"unknown baseline {name!r}", remedy=f"known are {', '.join(BASELINES)} and the runs of the same model"
+            f"unknown baseline {name!r}",
+            remedy=f"known are {', '.join(BASELINES)} and the runs of the same model",
         ) from error
     if (other.experiment.model, other.experiment.batch) != (folder.experiment.model, folder.experiment.batch):
         raise InputError(f"run {other.id} is of another model or batch", remedy="compare runs of one model")
@@ -149,7 +138,9 @@ def _load_all(
     """Every runtime with the model loaded, side by side; returns each one's outputs."""
     with ThreadPoolExecutor(len(workers)) as pool:
         asked = {
-            name: pool.submit(_ask, name, workers[name], ("load", runtime, str(folder.path.resolve()), threads), _LOAD_S)
+            name: pool.submit(
+                _ask, name, workers[name], ("load", runtime, str(folder.path.resolve()), threads), _LOAD_S
+            )
             for name, (runtime, folder) in subjects.items()
         }
         return {name: future.result() for name, future in asked.items()}

@@ -87,9 +87,7 @@ class Diagnosis(list[Check]):
         return f"<table>{''.join(rows)}</table>"
 
 
-def doctor(
-    *, runs_dir: str | Path | None = None, cache_dir: str | Path | None = None, nvml: Any = None
-) -> Diagnosis:
+def doctor(*, runs_dir: str | Path | None = None, cache_dir: str | Path | None = None, nvml: Any = None) -> Diagnosis:
     """Check everything that tuning needs. Takes seconds: TVM is tried in a process of its own.
 
     `runs_dir` and `cache_dir` are the folders that will be written (None: the defaults); `nvml` stands in for
@@ -117,7 +115,7 @@ def doctor(
     for name, look in looks.items():
         try:
             found.extend(look())
-        except Exception as error:  # one broken check must not hide the others
+        except Exception as error:  # noqa: BLE001  one broken check must not hide the others
             found.append(Check(name, "fail", f"the check itself failed: {error!r}", "report this"))
     return found
 
@@ -133,9 +131,7 @@ def pins() -> dict[str, str]:
     except importlib.metadata.PackageNotFoundError:
         project = Path(__file__).resolve().parent.parent / "pyproject.toml"
         wanted = tomllib.loads(project.read_text())["project"]["dependencies"] if project.is_file() else []
-    found = (
-        re.fullmatch(r"([\w.-]+)\s*==\s*([\w.+!-]+)\s*", need) for need in wanted
-    )  # extras have a marker
+    found = (re.fullmatch(r"([\w.-]+)\s*==\s*([\w.+!-]+)\s*", need) for need in wanted)  # extras have a marker
     return {match[1]: match[2] for match in found if match}
 
 
@@ -186,9 +182,7 @@ def _answer_probe() -> None:
     ms = load_meta_schedule()
     ten = te.placeholder((16,), name="ten")
     twice = te.create_prim_func([ten, te.compute((16,), lambda i: ten[i] * 2)])
-    ms.TuneContext(
-        tvm.IRModule({"main": twice}), target=attached.to_tvm(), space_generator="post-order-apply"
-    )
+    ms.TuneContext(tvm.IRModule({"main": twice}), target=attached.to_tvm(), space_generator="post-order-apply")
     print(json.dumps({
         "version": tvm.__version__, "attrs": attached.attrs, "label": attached.label,
         "note": attached.details.get("note", ""), "vector_bits": attached.vector_bits,
@@ -229,65 +223,40 @@ def _check_compiler() -> list[Check]:
 def _check_cpu(probe: Mapping[str, Any]) -> list[Check]:
     cpu = read_cpu()
     if "error" in probe:
-        return [
-            Check(
-                "CPU", "warn", f"{cpu.name}, {cpu.cores} cores; what TVM makes of it is unknown", "repair TVM"
-            )
-        ]
+        return [Check("CPU", "warn", f"{cpu.name}, {cpu.cores} cores; what TVM makes of it is unknown", "repair TVM")]
     attrs = probe["attrs"]
     detail = f"{probe['label']}, mcpu {attrs['mcpu']}, {probe['vector_bits']} bit vectors"
     if probe["note"]:
-        return [
-            Check(
-                "CPU", "warn", f"{detail}: {probe['note']}", "nothing, or name another: target 'cpu:<mcpu>'"
-            )
-        ]
+        return [Check("CPU", "warn", f"{detail}: {probe['note']}", "nothing, or name another: target 'cpu:<mcpu>'")]
     return [Check("CPU", "ok", detail)]
 
 
 def _check_gpu(nvml: Any, probe: Mapping[str, Any]) -> list[Check]:
     gpus, problems = nvidia_gpus(nvml, os.environ.get("CUDA_VISIBLE_DEVICES"))
-    checks = [
-        Check("GPU", "warn", problem, "try nvidia-smi; reinstall the driver or reboot")
-        for problem in problems
-    ]
+    checks = [Check("GPU", "warn", problem, "try nvidia-smi; reinstall the driver or reboot") for problem in problems]
     if not gpus:
         return checks or [Check("GPU", "ok", "no NVIDIA GPU attached: CPU only")]
-    checks += [
-        Check("GPU", "ok", f"cuda:{gpu.index} {gpu.name}, {gpu.arch}, driver {gpu.driver}") for gpu in gpus
-    ]
+    checks += [Check("GPU", "ok", f"cuda:{gpu.index} {gpu.name}, {gpu.arch}, driver {gpu.driver}") for gpu in gpus]
     if mode := cuda_compiler():
         checks.append(Check("CUDA compiler", "ok", mode))
     else:
         checks.append(Check("CUDA compiler", "warn", "neither NVRTC nor nvcc is there", _CUDA_WHEELS))
     if "error" not in probe and not probe["cuda"]:
         detail = "TVM sees no GPU: its runtime needs libcudart.so.13 where the loader finds it"
-        checks.append(
-            Check("CUDA runtime", "warn", detail, f"{_CUDA_WHEELS}, with its lib on LD_LIBRARY_PATH")
-        )
+        checks.append(Check("CUDA runtime", "warn", detail, f"{_CUDA_WHEELS}, with its lib on LD_LIBRARY_PATH"))
     return checks
 
 
 def _check_disk(name: str, path: Path) -> Check:
     free = shutil.disk_usage(existing_folder(path)).free
-    status: Literal["ok", "warn", "fail"] = (
-        "fail" if free < MIN_DISK_BYTES else "warn" if free < _DISK_WARN else "ok"
-    )
-    return Check(
-        name, status, f"{path}: {free / 1e9:,.1f} GB free", "" if status == "ok" else "free some space"
-    )
+    status: Literal["ok", "warn", "fail"] = "fail" if free < MIN_DISK_BYTES else "warn" if free < _DISK_WARN else "ok"
+    return Check(name, status, f"{path}: {free / 1e9:,.1f} GB free", "" if status == "ok" else "free some space")
 
 
 def _check_memory() -> list[Check]:
     free = psutil.virtual_memory().available
-    status: Literal["ok", "warn", "fail"] = (
-        "fail" if free < _MEMORY_FAIL else "warn" if free < _MEMORY_WARN else "ok"
-    )
-    return [
-        Check(
-            "memory", status, f"{free / 1e9:,.1f} GB free", "" if status == "ok" else "close other programs"
-        )
-    ]
+    status: Literal["ok", "warn", "fail"] = "fail" if free < _MEMORY_FAIL else "warn" if free < _MEMORY_WARN else "ok"
+    return [Check("memory", status, f"{free / 1e9:,.1f} GB free", "" if status == "ok" else "close other programs")]
 
 
 def _check_locks(runs: Path) -> Check:

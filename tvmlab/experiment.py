@@ -90,7 +90,8 @@ def _readable(cls: type[Options], error: ValidationError) -> InputError:
         return InputError(f"unknown step {first['input']!r}", remedy="the steps are Ansor(...)")
     problem = first["msg"].removeprefix("Value error, ").removeprefix("Input ")
     return InputError(
-        f"{cls.__name__}({where}={first['input']!r}) is not usable", remedy=f"{where} {problem[:1].lower()}{problem[1:]}"
+        f"{cls.__name__}({where}={first['input']!r}) is not usable",
+        remedy=f"{where} {problem[:1].lower()}{problem[1:]}",
     )
 
 
@@ -107,8 +108,11 @@ class Ansor(Options):
 
     kind: Literal["ansor"] = "ansor"
     trials_per_kernel: int = knob(
-        1000, "Trials per task on average; the total is this times the number of tunable tasks", unit="trials",
-        ge=1, le=100_000,
+        1000,
+        "Trials per task on average; the total is this times the number of tunable tasks",
+        unit="trials",
+        ge=1,
+        le=100_000,
     )
     early_stopping_threshold: int = knob(
         250, "Stop a task after so many trials without an improvement", unit="trials", ge=1, le=100_000
@@ -117,15 +121,19 @@ class Ansor(Options):
         None, "Cap on the trials of the whole step; empty for none", unit="trials", ge=1, le=100_000_000
     )
     batch_size: int | None = knob(
-        None, "Trials measured between two updates of the cost model; empty to fit it to the budget",
-        unit="trials", ge=1, le=1024,
+        None,
+        "Trials measured between two updates of the cost model; empty to fit it to the budget",
+        unit="trials",
+        ge=1,
+        le=1024,
     )
     population: int = knob(
         512, "Points alive in a generation of the evolutionary search", unit="points", ge=8, le=65536
     )
     generations: int = knob(4, "Generations of evolution between two batches", unit="generations", ge=1, le=100)
     warm_start: tuple[str, ...] = Field(
-        (), description="Earlier runs (folders or ids) whose records of the same task and target are used first"
+        (),
+        description="Earlier runs (folders or ids) whose records of the same task and target are used first",
     )
 
     def total_trials(self, tunable_tasks: int) -> int:
@@ -139,10 +147,18 @@ class Measure(Options):
 
     repeats: int = knob(5, "Timed repeats of a kernel; all are stored", unit="repeats", ge=1, le=1000)
     min_repeat_ms: float = knob(
-        4.0, "Shortest duration of one repeat; short kernels are looped to fill it", unit="ms", gt=0, le=10_000
+        4.0,
+        "Shortest duration of one repeat; short kernels are looped to fill it",
+        unit="ms",
+        gt=0,
+        le=10_000,
     )
     slow_factor: float = knob(
-        4.0, "A candidate this many times slower than the task's best is timed once only", unit="x", ge=1.0, le=1e6
+        4.0,
+        "A candidate this many times slower than the task's best is timed once only",
+        unit="x",
+        ge=1.0,
+        le=1e6,
     )
     build_timeout_s: float = knob(30.0, "A build that takes longer is a failed trial", unit="s", gt=0, le=3600)
     run_timeout_s: float = knob(20.0, "A run that takes longer is a failed trial", unit="s", gt=0, le=3600)
@@ -173,9 +189,7 @@ class Experiment(Options):
     )
     steps: tuple[Step, ...] = Field((Ansor(),), description="Stages, in order", min_length=1)
     seed: int = knob(0, "Seeds the weights, the inputs and the search", ge=0, le=2**31 - 1)
-    time_limit_s: float | None = knob(
-        None, "Stop the search after so long; empty for no limit", unit="s", gt=0, le=1e9
-    )
+    time_limit_s: float | None = knob(None, "Stop the search after so long; empty for no limit", unit="s", gt=0, le=1e9)
     measure: Measure = Field(default_factory=Measure, description="How candidates are timed and checked")
 
     @field_validator("dims")

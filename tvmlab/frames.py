@@ -52,9 +52,7 @@ def _folders_of(run: Any) -> list[RunFolder]:
             raise RecordError(f"no run matches {run!r}", remedy="list the runs with tvmlab.runs()")
         return [RunFolder.open(path) for path in matches]
     if not isinstance(run, str | Path | RunFolder):
-        raise InputError(
-            f"{run!r} is not a run", remedy="pass a folder, an id, a glob, or what tvmlab.tune returned"
-        )
+        raise InputError(f"{run!r} is not a run", remedy="pass a folder, an id, a glob, or what tvmlab.tune returned")
     return [RunFolder.open(run)]
 
 
@@ -72,9 +70,7 @@ def trials(runs: Any, *, columns: Sequence[str] | None = None, details: bool = F
     wanted = tuple(columns) if columns is not None else COLUMNS + (DETAILS if details else ())
     for name in wanted:
         if name not in COLUMNS + DETAILS:
-            raise InputError(
-                f"trials have no column {name!r}", remedy=f"they have {', '.join(COLUMNS + DETAILS)}"
-            )
+            raise InputError(f"trials have no column {name!r}", remedy=f"they have {', '.join(COLUMNS + DETAILS)}")
     reader = TrialReader(wanted)
     for folder in folders(runs):
         reader.read(folder)
@@ -84,7 +80,7 @@ def trials(runs: Any, *, columns: Sequence[str] | None = None, details: bool = F
 def curve(runs: Any, by: str = "trial", task: str | None = None) -> pd.DataFrame:
     """Best so far, one row a trial, ordered by `by`: `"trial"` or `"elapsed_s"` (tuning time, seconds).
 
-    Without `task`: `estimate_ms`, the model estimate: sum over tasks of weight x best latency so far. A
+    Without `task`: `estimate_ms`, the model estimate: sum over the tunable tasks of weight x best latency so far. A
     task's untuned latency counts as long as no valid trial beats it, so the estimate never rises; it is NaN
     until every task has either. With `task` (a name or key, or `"all"`): `best_us` of that task, a row for
     each of its own trials. By trial, row 0 is the untuned state; by time, each untuned kernel is a row when
@@ -97,6 +93,8 @@ def curve(runs: Any, by: str = "trial", task: str | None = None) -> pd.DataFrame
     parts, unknown = [], []
     for folder in folders(runs):
         infos = folder.tasks
+        if task is None:
+            infos = [info for info in infos if info.tunable]
         chosen = [info for info in infos if task in (None, "all", info.name, info.key)]
         if infos and not chosen:
             unknown.append(sorted(info.name for info in infos))
@@ -107,9 +105,7 @@ def curve(runs: Any, by: str = "trial", task: str | None = None) -> pd.DataFrame
         raise InputError(f"no task {task!r}", remedy=f"the tasks are {', '.join(unknown[0])}")
     value = ["estimate_ms"] if task is None else ["best_us"]
     columns = [*PER_RUN, *(["task"] if task else []), "trial", "elapsed_s", *value]
-    return (
-        pd.concat(parts, ignore_index=True)[columns] if parts else pd.DataFrame(columns=columns, dtype=float)
-    )
+    return pd.concat(parts, ignore_index=True)[columns] if parts else pd.DataFrame(columns=columns, dtype=float)
 
 
 def _named(frame: pd.DataFrame, folder: RunFolder) -> pd.DataFrame:
@@ -118,16 +114,12 @@ def _named(frame: pd.DataFrame, folder: RunFolder) -> pd.DataFrame:
     return frame.assign(**named)
 
 
-def _events(
-    folder: RunFolder, infos: Sequence[TaskInfo], by: str
-) -> tuple[pd.DataFrame, np.ndarray, np.ndarray]:
+def _events(folder: RunFolder, infos: Sequence[TaskInfo], by: str) -> tuple[pd.DataFrame, np.ndarray, np.ndarray]:
     """The run's trials of these tasks in order, each one's task number, and its task's best so far (us, inf:
     none)."""
     events = trials(folder, columns=["task_key", "trial", "elapsed_s", "latency_us"])
     numbers = {info.key: number for number, info in enumerate(infos)}
-    of_category = np.array(
-        [numbers.get(key, -1) for key in events["task_key"].cat.categories], dtype=np.int64
-    )
+    of_category = np.array([numbers.get(key, -1) for key in events["task_key"].cat.categories], dtype=np.int64)
     task = of_category[events["task_key"].cat.codes] if len(events) else np.empty(0, np.int64)
     events, task = events[task >= 0], task[task >= 0]
     order = np.argsort(events[by].to_numpy(), kind="stable")
@@ -157,9 +149,7 @@ def _model_curve(folder: RunFolder, infos: Sequence[TaskInfo], by: str) -> pd.Da
 def _task_curves(folder: RunFolder, infos: Sequence[TaskInfo], by: str) -> pd.DataFrame:
     events, task, best = _events(folder, infos, by)
     names = pd.Categorical(np.array([info.name for info in infos], dtype=object)[task])
-    return events[["trial", "elapsed_s"]].assign(
-        task=names, best_us=np.where(np.isfinite(best), best, np.nan)
-    )
+    return events[["trial", "elapsed_s"]].assign(task=names, best_us=np.where(np.isfinite(best), best, np.nan))
 
 
 def tasks(runs: Any) -> pd.DataFrame:
@@ -194,9 +184,7 @@ def _tasks_of(folder: RunFolder) -> pd.DataFrame:
             "flops": [info.flops for info in infos],
             "bytes": [info.bytes_moved for info in infos],
             "intensity": [info.intensity for info in infos],
-            "roofline_us": [
-                limit.latency_s(i.flops, i.bytes_moved) * 1e6 if limit else np.nan for i in infos
-            ],
+            "roofline_us": [limit.latency_s(i.flops, i.bytes_moved) * 1e6 if limit else np.nan for i in infos],
             "shapes": [info.shapes for info in infos],
         }
     )
@@ -215,7 +203,7 @@ def _tasks_of(folder: RunFolder) -> pd.DataFrame:
     found["speedup"] = found["default_us"] / found["best_us"]
     found["gflops"] = found["flops"] / found["best_us"] / 1e3
     for share, latency in (("share", "best_us"), ("default_share", "default_us")):
-        part = found["weight"] * found[latency]
+        part = _weighted(found, latency)
         found[share] = part / part.sum(skipna=False)
     return _named(found, folder)[[*PER_RUN, *_TASK_COLUMNS]]
 
@@ -266,9 +254,14 @@ def _estimates(folder: RunFolder) -> dict[str, float]:
         "roofline_ms": "roofline_us",
     }
     return {
-        name: float((found["weight"] * found[of]).sum(skipna=False)) / 1e3 if len(found) else np.nan
+        name: float(_weighted(found, of).sum(skipna=False)) / 1e3 if len(found) else np.nan
         for name, of in columns.items()
     }
+
+
+def _weighted(found: pd.DataFrame, latency: str) -> pd.Series:
+    """Each task's part of the model estimate, us. A task that is not tunable is a view in the compiled model: free."""
+    return (found["weight"] * found[latency]).where(found["tunable"], 0.0)
 
 
 def _median_ms(compared: dict[str, Any], subject: str) -> float:
@@ -288,26 +281,31 @@ def comparison(runs: Any) -> pd.DataFrame:
     samples, ratio, ratio_low, ratio_high (tvmlab over the subject, below 1 where tvmlab is faster; NaN for
     tvmlab itself).
     """
-    rows = []
-    for folder in folders(runs):
-        compared = folder.comparison or {}
-        for subject, found in compared.get("subjects", {}).items():
-            samples, ratio = found["samples_ms"], _ratio(compared, "tvmlab", subject)
-            low, high = stats.median_interval(samples)[1:] if len(samples) >= 6 else (np.nan, np.nan)
-            limits = [ratio.get(name, np.nan) for name in ("ratio", "low", "high")]
-            rows.append((folder.id, subject, float(np.median(samples)), low, high, len(samples), *limits))
-    columns = [
-        "run",
-        "subject",
-        "median_ms",
-        "low_ms",
-        "high_ms",
-        "samples",
-        "ratio",
-        "ratio_low",
-        "ratio_high",
-    ]
+    rows = [row for folder in folders(runs) for row in comparison_rows(folder.id, folder.comparison or {})]
+    columns = ["run", "subject", "median_ms", "low_ms", "high_ms", "samples", "ratio", "ratio_low", "ratio_high"]
     return pd.DataFrame(rows, columns=columns)
+
+
+def comparison_rows(run: str, compared: dict[str, Any]) -> list[dict[str, Any]]:
+    """The rows of `comparison` for what one compare.json holds."""
+    rows = []
+    for subject, found in compared.get("subjects", {}).items():
+        samples, ratio = found["samples_ms"], _ratio(compared, "tvmlab", subject)
+        low, high = stats.median_interval(samples)[1:] if len(samples) >= 6 else (np.nan, np.nan)
+        rows.append(
+            {
+                "run": run,
+                "subject": subject,
+                "median_ms": float(np.median(samples)),
+                "low_ms": low,
+                "high_ms": high,
+                "samples": len(samples),
+                "ratio": ratio.get("ratio", np.nan),
+                "ratio_low": ratio.get("low", np.nan),
+                "ratio_high": ratio.get("high", np.nan),
+            }
+        )
+    return rows
 
 
 def failures(runs: Any) -> pd.DataFrame:
@@ -321,11 +319,7 @@ def failures(runs: Any) -> pd.DataFrame:
     totals = measured.groupby(["run", "task"], observed=True).size().rename("total")
     failed = measured[measured["status"] != TrialStatus.OK]
     groups = failed.groupby(["run", "status", "task"], observed=True)["message"]
-    found = (
-        groups.agg(trials="size", message="last")
-        .reset_index()
-        .merge(totals.reset_index(), on=["run", "task"])
-    )
+    found = groups.agg(trials="size", message="last").reset_index().merge(totals.reset_index(), on=["run", "task"])
     found["share"] = found["trials"] / found["total"]
     found["message"] = found["message"].map(lambda text: text.partition("\n")[0])
     found["remedy"] = [TrialStatus(status).remedy for status in found["status"]]

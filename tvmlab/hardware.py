@@ -319,9 +319,7 @@ def require_compiler() -> str:
     """
     found = compiler()
     if found is None:
-        raise MissingTool(
-            "there is no C compiler", remedy="install one, e.g. apt install g++ or conda install gxx"
-        )
+        raise MissingTool("there is no C compiler", remedy="install one, e.g. apt install g++ or conda install gxx")
     _try_compiler(found, os.environ.get("PATH", ""))
     return found
 

@@ -309,9 +309,7 @@ def estimate_s(tasks: Sequence[TaskInfo], latencies_s: dict[str, float]) -> floa
 
 
 def _default_candidate(task: Task) -> Candidate:
-    """The unscheduled kernel as a candidate: its trace is empty, so the database can offer it against the tuned ones."""
+    """The unscheduled kernel as a candidate; its empty trace lets the database offer it against the tuned ones."""
     from tvm.s_tir import Schedule
 
     return Candidate(task.key, task.key, -1, (), Schedule(task.module))
-
-

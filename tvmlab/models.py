@@ -78,9 +78,7 @@ class Model:
         >>> load_model("squeezenet").inputs_for(seed=1)["data_0"].shape
         (1, 3, 224, 224)
         """
-        return {
-            name: _random_input(name, shape, self.dtypes[name], seed) for name, shape in self.inputs.items()
-        }
+        return {name: _random_input(name, shape, self.dtypes[name], seed) for name, shape in self.inputs.items()}
 
     def __repr__(self) -> str:
         return (
@@ -100,8 +98,7 @@ class Model:
         }
         left = "style='text-align:left'"
         cells = "".join(
-            f"<tr><th {left}>{name}</th><td {left}>{html.escape(value)}</td></tr>"
-            for name, value in rows.items()
+            f"<tr><th {left}>{name}</th><td {left}>{html.escape(value)}</td></tr>" for name, value in rows.items()
         )
         return f"<table><caption>{html.escape(self.name)}</caption>{cells}</table>"
 
@@ -120,9 +117,7 @@ def models() -> pd.DataFrame:
 def _zoo_row(name: str) -> dict[str, Any]:
     plan = zoo.blueprint(name)
     shapes = shapes_of(infer_shapes(plan.model))
-    inputs = {
-        value.name: shapes[value.name] for value in plan.model.graph.input if value.name not in plan.weights
-    }
+    inputs = {value.name: shapes[value.name] for value in plan.model.graph.input if value.name not in plan.weights}
     return {
         "source": zoo.ZOO[name].source,
         "parameters": _count_parameters(plan.model.graph, plan.weights),
@@ -181,9 +176,7 @@ def _finish(
         flops=_count_flops(original.graph, shapes),
         inputs={value.name: tuple(d.dim_value for d in value.type.tensor_type.shape.dim) for value in inputs},
         outputs={value.name: shapes.get(value.name, ()) for value in outputs},
-        dtypes={
-            v.name: helper.tensor_dtype_to_np_dtype(v.type.tensor_type.elem_type) for v in (*inputs, *outputs)
-        },
+        dtypes={v.name: helper.tensor_dtype_to_np_dtype(v.type.tensor_type.elem_type) for v in (*inputs, *outputs)},
         onnx=prepared,
         original=original,
     )
@@ -210,13 +203,9 @@ def _read(path: Path) -> tuple[ModelProto, str]:
     try:
         model.ParseFromString(content)
     except DecodeError:
-        raise InputError(
-            f"{path} is truncated or not an ONNX model", remedy="export or download it again"
-        ) from None
+        raise InputError(f"{path} is truncated or not an ONNX model", remedy="export or download it again") from None
     if not model.ir_version or not model.graph.node or not model.graph.output:
-        raise InputError(
-            f"{path} is not an ONNX model: it holds no graph", remedy="export or download it again"
-        )
+        raise InputError(f"{path} is not an ONNX model: it holds no graph", remedy="export or download it again")
     if model.graph.sparse_initializer:
         raise InputError(f"{path} has sparse initialisers", remedy="export it with dense weights")
     digest = hashlib.sha256(content)
@@ -330,16 +319,11 @@ def _random_input(name: str, shape: tuple[int, ...], dtype: np.dtype, seed: int)
 
 def _is_weight(tensor: TensorProto) -> bool:
     """Whether a constant is a weight, not a shape, an index, a flag or a text."""
-    return (
-        tensor.data_type not in (TensorProto.INT64, TensorProto.BOOL, TensorProto.STRING)
-        and len(tensor.dims) > 0
-    )
+    return tensor.data_type not in (TensorProto.INT64, TensorProto.BOOL, TensorProto.STRING) and len(tensor.dims) > 0
 
 
 def _count_parameters(graph: GraphProto, weights: dict[str, tuple[int, ...]]) -> int:
-    statistics = {
-        name for node in graph.node if node.op_type == "BatchNormalization" for name in node.input[3:]
-    }
+    statistics = {name for node in graph.node if node.op_type == "BatchNormalization" for name in node.input[3:]}
     return sum(prod(shape) for name, shape in weights.items() if name not in statistics)
 
 
@@ -371,6 +355,4 @@ def _known(shape: Shape) -> tuple[int, ...]:
 
 def _text(shapes: Mapping[str, Shape]) -> str:
     """Shapes as text, such as `data: 1x3x224x224`."""
-    return ", ".join(
-        f"{name}: {'x'.join('?' if d is None else str(d) for d in s)}" for name, s in shapes.items()
-    )
+    return ", ".join(f"{name}: {'x'.join('?' if d is None else str(d) for d in s)}" for name, s in shapes.items())

@@ -64,9 +64,7 @@ def latency_vs_trials(
     shown = [*bands["low"], *bands["high"], *dots["latency_us"], *(line.value for line in lines)]
     _scale_latency(ax, np.array(shown))
     if bands["line"].nunique() == 1:
-        lines.append(
-            _Line("best", bands["median"].iloc[-1], "" if task else "model estimate", _COLORS[0], None)
-        )
+        lines.append(_Line("best", bands["median"].iloc[-1], "" if task else "model estimate", _COLORS[0], None))
     _draw_lines(ax, lines, "µs" if task else "ms")
     _dress(ax, x, bands["x"].max(), f"{task}: best latency (µs)" if task else "model estimate (ms)")
     if bands["line"].nunique() > 1 or bands["runs"].max() > 1:
@@ -208,15 +206,14 @@ def task_shares(run: Any, *, top: int = 10, ax: Axes | None = None) -> Axes:
 
 
 def lump(tasks: pd.DataFrame, top: int) -> pd.DataFrame:
-    """Tasks of one run by their part of the model estimate, largest first: task, default_ms, best_ms.
+    """Tunable tasks of one run by their part of the model estimate, largest first: task, default_ms, best_ms.
 
     Tasks after the first `top` become one row, "N other tasks".
     """
+    tasks = tasks[tasks["tunable"].astype(bool)]
     parts = pd.DataFrame(
         {
-            "task": [
-                f"{name} (x{weight})" for name, weight in zip(tasks["task"], tasks["weight"], strict=True)
-            ],
+            "task": [f"{name} (x{weight})" for name, weight in zip(tasks["task"], tasks["weight"], strict=True)],
             "default_ms": tasks["weight"] * tasks["default_us"] / 1e3,
             "best_ms": tasks["weight"] * tasks["best_us"] / 1e3,
         }
@@ -285,9 +282,7 @@ def _draw_band(ax: Axes, band: pd.DataFrame, color: str) -> None:
         label = f"{label}: median of {count} seeds, band from least to largest"
         ax.fill_between(band["x"], band["low"], band["high"], step="post", color=color, alpha=0.2, lw=0)
     marker = "o" if len(band) == 1 else None  # a step of one point has no length
-    ax.step(
-        band["x"], band["median"], where="post", color=color, lw=1.8, label=label, zorder=3, marker=marker
-    )
+    ax.step(band["x"], band["median"], where="post", color=color, lw=1.8, label=label, zorder=3, marker=marker)
 
 
 def _draw_lines(ax: Axes, lines: list[_Line], unit: str) -> None:

@@ -45,9 +45,7 @@ def prepare(model: ModelProto) -> ModelProto:
     otherwise into one Mul and one Add; Sum as a chain of Add; unused initialisers dropped; shapes inferred.
     Inputs must have fixed shapes (`set_shapes`). Raises InputError if the opset cannot be converted.
     """
-    graph = _Graph(
-        infer_shapes(_modern(skeleton(model))), {tensor.name: tensor for tensor in model.graph.initializer}
-    )
+    graph = _Graph(infer_shapes(_modern(skeleton(model))), {tensor.name: tensor for tensor in model.graph.initializer})
     for rewrite in (_fold_constants, _drop_no_ops, _fold_affine, _split_sums):
         rewrite(graph)
     return graph.model()
@@ -62,7 +60,7 @@ def _modern(bare: ModelProto) -> ModelProto:
         return bare
     try:
         return onnx.version_converter.convert_version(bare, MIN_OPSET)
-    except Exception as error:  # the converter raises whatever its C++ side threw
+    except Exception as error:  # noqa: BLE001  the converter raises whatever its C++ side threw
         raise InputError(
             f"cannot convert the model from opset {opset} to {MIN_OPSET} ({reason(error)})",
             remedy=f"export it again with opset {MIN_OPSET} or newer",
@@ -75,9 +73,7 @@ class _Graph:
     def __init__(self, skeleton: ModelProto, initializers: dict[str, TensorProto]) -> None:
         self._skeleton = skeleton
         self.nodes: list[NodeProto] = list(skeleton.graph.node)
-        self.constants: dict[str, TensorProto] = {
-            t.name: t for t in skeleton.graph.initializer
-        } | initializers
+        self.constants: dict[str, TensorProto] = {t.name: t for t in skeleton.graph.initializer} | initializers
         self.inputs = [value for value in skeleton.graph.input if value.name not in self.constants]
         self.outputs = list(skeleton.graph.output)
         self.output_names = {value.name for value in self.outputs}
@@ -141,27 +137,21 @@ def _constant_value(graph: _Graph, node: NodeProto) -> np.ndarray | None:
     feeds = {name: graph.array(name) for name in node.input if name}
     try:
         return np.asarray(onnx.reference.ReferenceEvaluator(node).run(None, feeds)[0])
-    except Exception:  # the evaluator does not know every type; the node is then left to TVM
+    except Exception:  # noqa: BLE001  the evaluator does not know every type; the node is then left to TVM
         return None
 
 
 def _drop_no_ops(graph: _Graph) -> None:
     """Drop Identity, inference-time Dropout and Sum of one: their readers read their input instead."""
     used, renamed = graph.uses(), dict[str, str]()
-    nested = {
-        name for node in graph.nodes for inner in _nested(node) for n in inner.node for name in _reads(n)
-    }
+    nested = {name for node in graph.nodes for inner in _nested(node) for n in inner.node for name in _reads(n)}
     kept = []
     for node in graph.nodes:
         node.input[:] = [renamed.get(name, name) for name in node.input]
         passes = (
             node.op_type == "Identity"
             or (node.op_type == "Sum" and len(node.input) == 1)
-            or (
-                node.op_type == "Dropout"
-                and _is_inactive(graph, node)
-                and not any(used[n] for n in node.output[1:])
-            )
+            or (node.op_type == "Dropout" and _is_inactive(graph, node) and not any(used[n] for n in node.output[1:]))
         )
         if not passes or node.output[0] in nested:
             kept.append(node)
@@ -188,9 +178,7 @@ def _split_sums(graph: _Graph) -> None:
         total = node.input[0]
         for number, term in enumerate(node.input[1:], start=2):
             result = node.output[0] if number == len(node.input) else f"{node.output[0]}__sum{number}"
-            made.append(
-                helper.make_node("Add", [total, term], [result], name=node.name and f"{node.name}_{number}")
-            )
+            made.append(helper.make_node("Add", [total, term], [result], name=node.name and f"{node.name}_{number}"))
             total = result
     graph.nodes = made
 
@@ -228,9 +216,7 @@ def _fold_affine(graph: _Graph) -> None:
     graph.nodes = [made for node in graph.nodes for made in replaced.get(id(node), [node])]
 
 
-def _only_reader(
-    graph: _Graph, name: str, reader: dict[str, NodeProto], used: Counter[str]
-) -> NodeProto | None:
+def _only_reader(graph: _Graph, name: str, reader: dict[str, NodeProto], used: Counter[str]) -> NodeProto | None:
     """The one node that reads a tensor, if there is just one and the tensor is not a result of the graph."""
     return reader.get(name) if used[name] == 1 and name not in graph.output_names else None
 
@@ -265,20 +251,14 @@ def _affine(graph: _Graph, node: NodeProto, before: NodeProto | None) -> tuple[n
 def _batch_norm(graph: _Graph, node: NodeProto) -> tuple[np.ndarray, np.ndarray] | None:
     attributes = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
     rank = len(graph.shapes.get(node.input[0], ()))
-    if (
-        attributes.get("training_mode")
-        or rank < 2
-        or any(name not in graph.constants for name in node.input[1:])
-    ):
+    if attributes.get("training_mode") or rank < 2 or any(name not in graph.constants for name in node.input[1:]):
         return None
     gamma, beta, mean, variance = (graph.array(name).astype(np.float64) for name in node.input[1:])
     scale = gamma / np.sqrt(variance + attributes.get("epsilon", 1e-5))
     return scale, beta - scale * mean
 
 
-def _scaled_conv(
-    graph: _Graph, conv: NodeProto, output: str, scale: np.ndarray, shift: np.ndarray
-) -> list[NodeProto]:
+def _scaled_conv(graph: _Graph, conv: NodeProto, output: str, scale: np.ndarray, shift: np.ndarray) -> list[NodeProto]:
     """The convolution with the affine map in its weights and bias; with groups too, axis 0 is the channel."""
     weight = graph.array(conv.input[1])
     bias = graph.array(conv.input[2]).astype(np.float64) if len(conv.input) > 2 and conv.input[2] else 0.0
@@ -294,9 +274,7 @@ def _scaled_conv(
     return [folded]
 
 
-def _mul_add(
-    graph: _Graph, start: NodeProto, output: str, scale: np.ndarray, shift: np.ndarray
-) -> list[NodeProto]:
+def _mul_add(graph: _Graph, start: NodeProto, output: str, scale: np.ndarray, shift: np.ndarray) -> list[NodeProto]:
     dtype = graph.array(start.input[1]).dtype
     column = (-1, *[1] * (len(graph.shapes[start.input[0]]) - 2))
     a = graph.add_constant(f"{output}__scale", scale.reshape(column).astype(dtype))

@@ -1,14 +1,14 @@
 """The run folder: what was asked, on what machine, and one line a trial.
 
-    <id>/experiment.json    the Experiment
-         environment.json   machine, versions, git state, the target and its roofline
-         tasks.json         the model's tasks (TaskInfo)
-         trials.jsonl       one Trial a line, appended and flushed
-         state.json         status, heartbeat, pid
-         lock               held by the search process for as long as it lives
-         log.txt            what the search process printed
-         compare.json       written by tvmlab.compare
-         database_*.json    TVM's own database (tvm.s_tir.meta_schedule.database.JSONDatabase)
+<id>/experiment.json    the Experiment
+     environment.json   machine, versions, git state, the target and its roofline
+     tasks.json         the model's tasks (TaskInfo)
+     trials.jsonl       one Trial a line, appended and flushed
+     state.json         status, heartbeat, pid
+     lock               held by the search process for as long as it lives
+     log.txt            what the search process printed
+     compare.json       written by tvmlab.compare
+     database_*.json    TVM's own database (tvm.s_tir.meta_schedule.database.JSONDatabase)
 """
 
 from __future__ import annotations
@@ -106,7 +106,8 @@ class RunFolder:
         if path is None:
             known = sorted(p.parent.name for p in parent.glob("*/experiment.json"))[-3:]
             raise RecordError(
-                f"no run {str(run)!r} here or in {parent}", remedy=f"known are {known}" if known else "none exist yet"
+                f"no run {str(run)!r} here or in {parent}",
+                remedy=f"known are {known}" if known else "none exist yet",
             )
         folder = cls(path)
         folder._check_format()
@@ -161,7 +162,9 @@ class RunFolder:
         if state.status != "running":
             return state
         return replace(
-            state, status="failed", message="the search process died; tvmlab resume continues (its output is in log.txt)"
+            state,
+            status="failed",
+            message="the search process died; tvmlab resume continues (its output is in log.txt)",
         )
 
     @property
@@ -214,10 +217,13 @@ class RunFolder:
             if "missing" in missing:
                 return missing["missing"]
             raise RecordError(
-                f"{self.path} is not a tvmlab run folder: {name} is missing", remedy="pass a folder that tvmlab.tune made"
+                f"{self.path} is not a tvmlab run folder: {name} is missing",
+                remedy="pass a folder that tvmlab.tune made",
             ) from None
         except orjson.JSONDecodeError as error:
-            raise RecordError(f"{path} is damaged ({error})", remedy="restore it from a copy or delete the run") from None
+            raise RecordError(
+                f"{path} is damaged ({error})", remedy="restore it from a copy or delete the run"
+            ) from None
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """The trials as plain dicts, in order. A torn last line (a process killed mid-write) is left out."""
@@ -306,4 +312,6 @@ def _make_unique(parent: Path, stem: str) -> Path:
 
 
 def _disk_error(path: Path, error: OSError) -> MissingTool:
-    return MissingTool(f"cannot write to {path} ({error.strerror or error})", remedy="free space or choose another runs_dir")
+    return MissingTool(
+        f"cannot write to {path} ({error.strerror or error})", remedy="free space or choose another runs_dir"
+    )

@@ -41,15 +41,11 @@ def report(run: Any, output: str | Path | None = None, **parameters: Any) -> Pat
         executed = Path(scratch) / "report.ipynb"
         _execute(executed, {"run": str(folder.path.resolve()), **parameters})
         body = _body(executed)
-    page = Template((_TEMPLATES / "report.html").read_text()).substitute(
-        title=html.escape(_title(folder)), body=body
-    )
+    page = Template((_TEMPLATES / "report.html").read_text()).substitute(title=html.escape(_title(folder)), body=body)
     try:
         target.write_text(page)
     except OSError as error:
-        raise InputError(
-            f"cannot write {target} ({error.strerror})", remedy="choose another output"
-        ) from error
+        raise InputError(f"cannot write {target} ({error.strerror})", remedy="choose another output") from error
     return target
 
 
@@ -93,9 +89,7 @@ def _body(notebook: Path) -> str:
     """The outputs of an executed notebook as HTML, without code."""
     from nbconvert import HTMLExporter
 
-    exporter = HTMLExporter(
-        template_name="basic", exclude_input=True, exclude_output_prompt=True, anchor_link_text=""
-    )
+    exporter = HTMLExporter(template_name="basic", exclude_input=True, exclude_output_prompt=True, anchor_link_text="")
     with warnings.catch_warnings():
         warnings.simplefilter(
             "ignore"
@@ -131,8 +125,7 @@ def table_html(frame: pd.DataFrame) -> str:
 def facts_html(facts: dict[str, Any]) -> str:
     """Nested facts, such as environment.json, as a two-column HTML table with dotted names."""
     rows = "".join(
-        f"<tr><th>{html.escape(name)}</th><td>{html.escape(str(value))}</td></tr>"
-        for name, value in _flat(facts)
+        f"<tr><th>{html.escape(name)}</th><td>{html.escape(str(value))}</td></tr>" for name, value in _flat(facts)
     )
     return f"<div class='text wide'><table>{rows}</table></div>"
 

@@ -109,9 +109,7 @@ def measure(request: Mapping[str, Any], env: Mapping[str, str]) -> Roofline:
     command = [sys.executable, "-m", "tvmlab.roofline"]
     try:
         asked = orjson.dumps(dict(request))
-        done = subprocess.run(
-            command, input=asked, env=child_env(env), capture_output=True, timeout=_TIMEOUT_S
-        )
+        done = subprocess.run(command, input=asked, env=child_env(env), capture_output=True, timeout=_TIMEOUT_S)
     except subprocess.TimeoutExpired:
         words = f"no answer in {_TIMEOUT_S:.0f} s"
     else:

@@ -47,7 +47,11 @@ class Progress:
     message: str
 
     def __str__(self) -> str:
-        parts = [self.status, f"{self.trials}/{self.total_trials} trials", f"{self.trials_per_s:.2f} trials/s"]
+        parts = [
+            self.status,
+            f"{self.trials}/{self.total_trials} trials",
+            f"{self.trials_per_s:.2f} trials/s",
+        ]
         if self.estimate_ms is not None:
             parts.append(f"model estimate {self.estimate_ms:.3g} ms")
         if self.untuned_ms is not None:
@@ -236,4 +240,3 @@ def _launch(folder: RunFolder) -> Run:
             start_new_session=True,
         )
     return Run(folder, process)
-

@@ -1,4 +1,4 @@
-"""The process that searches: `python -m tvmlab.search_process <run folder>`, started by tvmlab.run in a session of its own.
+"""The process that searches: `python -m tvmlab.search_process <run folder>`, started by tvmlab.run.
 
 It holds the folder's lock for as long as it lives, writes a heartbeat, and ends on SIGTERM after the trial under way.
 """
@@ -56,7 +56,7 @@ def search(
     make_measurer: Callable[[list[Task], Target, RunFolder], Measurer] | None = None,
 ) -> None:
     """Do what the folder's experiment asks, from where it is, and write how it ended."""
-    model, target, tasks = prepare(folder)
+    _, target, tasks = prepare(folder)
     make = make_measurer or _local_measurer
     measurer = make(tasks, target, folder)
     session = Session(folder, tasks, target, measurer)

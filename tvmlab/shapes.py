@@ -101,9 +101,7 @@ def set_shapes(model: ModelProto, *, batch: int = 1, dims: dict[str, int] | None
     try:
         inferred = infer_shapes(model, strict=bool(free))
     except onnx.shape_inference.InferenceError as error:
-        raise InputError(
-            f"sizes {sizes} do not fit the model ({reason(error)})", remedy="pass others"
-        ) from None
+        raise InputError(f"sizes {sizes} do not fit the model ({reason(error)})", remedy="pass others") from None
     del model.graph.value_info[:]
     for output, known in zip(model.graph.output, inferred.graph.output, strict=True):
         output.type.CopyFrom(known.type)

@@ -139,6 +139,4 @@ def _fewest(confidence: float) -> int:
 def _resampled_medians(samples: NDArray[np.float64], generator: np.random.Generator) -> NDArray[np.float64]:
     block = max(1, _BLOCK_VALUES // len(samples))
     sizes: Sequence[int] = [min(block, _RESAMPLES - start) for start in range(0, _RESAMPLES, block)]
-    return np.concatenate(
-        [np.median(generator.choice(samples, (size, len(samples))), axis=1) for size in sizes]
-    )
+    return np.concatenate([np.median(generator.choice(samples, (size, len(samples))), axis=1) for size in sizes])

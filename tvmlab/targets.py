@@ -137,9 +137,7 @@ class TargetList(list[Target]):
     def __repr__(self) -> str:
         rows = [list(Target("", "", "", {}).row()), *(list(item.row().values()) for item in self)]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = (
-            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows
-        )
+        lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
         return "\n".join(line.rstrip() for line in lines)
 
     def _repr_html_(self) -> str:
@@ -165,9 +163,7 @@ def targets(*, cache_dir: str | Path | None = None, refresh: bool = False) -> Ta
     gpus, problems = nvidia_gpus(visible=os.environ.get("CUDA_VISIBLE_DEVICES"))
     for problem in problems:
         warnings.warn(f"{problem}: run tvmlab doctor", RuntimeWarning, stacklevel=2)
-    return TargetList(
-        [*gpu_targets(gpus, where, refresh=refresh), cpu_target(read_cpu(), where, refresh=refresh)]
-    )
+    return TargetList([*gpu_targets(gpus, where, refresh=refresh), cpu_target(read_cpu(), where, refresh=refresh)])
 
 
 def cpu_target(cpu: Cpu, cache_dir: Path, *, refresh: bool = False) -> Target:
@@ -222,9 +218,7 @@ def _measurable(made: Target, identity: dict[str, Any], cache_dir: Path, refresh
         "lanes": made.vector_bits // 32, "cache_bytes": made.details.get("cache_bytes", 0),
         "memory_bytes": made.details["memory_bytes"],
     }  # fmt: skip
-    measure = functools.partial(
-        cached_roofline, request, identity, cache_dir, made.worker_env(), refresh=refresh
-    )
+    measure = functools.partial(cached_roofline, request, identity, cache_dir, made.worker_env(), refresh=refresh)
     object.__setattr__(made, "_measure", measure)
     return made
 
@@ -285,9 +279,7 @@ def _from_tag(name: str) -> Target:
         close = difflib.get_close_matches(name, [*tags, "auto", "cpu", "cuda:0"], n=3, cutoff=0.7)
         hint = f"did you mean {' or '.join(map(repr, close))}? " if close else ""
         attached = ", ".join(item.name for item in targets())
-        raise InputError(
-            f"unknown target {name!r}", remedy=f"{hint}attached are {attached}; names are {_EXAMPLES}"
-        )
+        raise InputError(f"unknown target {name!r}", remedy=f"{hint}attached are {attached}; names are {_EXAMPLES}")
     attrs = _plain(tvm.target.Target(name))
     _check_kind(name, attrs)
     return Target(name, f"{name} (compile only)", attrs["kind"], attrs)
@@ -311,9 +303,7 @@ def _from_json(text: str, cache_dir: str | Path | None) -> Target:
     same = ("mcpu", "mattr", "mtriple") if made.kind == "llvm" else ("arch",)
     for item in targets(cache_dir=cache_dir):
         if item.kind == made.kind and all(item.attrs.get(key) == attrs.get(key) for key in same):
-            details = (
-                {**item.details, "cores": attrs.get("num-cores", 1)} if made.kind == "llvm" else item.details
-            )
+            details = {**item.details, "cores": attrs.get("num-cores", 1)} if made.kind == "llvm" else item.details
             on_device = Target(text, item.label, made.kind, attrs, item.device, details)
             identity = {**attrs, "of": item.label, "uuid": item.details.get("uuid")}
             where = Path(cache_dir) if cache_dir is not None else default_cache_dir()
@@ -324,13 +314,9 @@ def _from_json(text: str, cache_dir: str | Path | None) -> Target:
 def _check_kind(name: str, attrs: Any) -> None:
     if not isinstance(attrs, dict) or attrs.get("kind") not in ("llvm", "cuda"):
         kind = attrs.get("kind") if isinstance(attrs, dict) else None
-        raise InputError(
-            f"target {name!r} is of kind {kind!r}", remedy="tvmlab tunes for the kinds llvm and cuda"
-        )
+        raise InputError(f"target {name!r} is of kind {kind!r}", remedy="tvmlab tunes for the kinds llvm and cuda")
     if attrs["kind"] == "cuda" and not str(attrs.get("arch", "")).startswith("sm_"):
-        raise InputError(
-            f"target {name!r} names no CUDA architecture", remedy='add it, such as "arch": "sm_80"'
-        )
+        raise InputError(f"target {name!r} names no CUDA architecture", remedy='add it, such as "arch": "sm_80"')
 
 
 def _plain(tvm_target: Any) -> dict[str, Any]:

@@ -206,7 +206,7 @@ def _kernel_classes(module: Any, operators: set[str]) -> dict[str, str]:
 
 
 def _stem(name: str, operators: set[str] = frozenset()) -> str:  # type: ignore[assignment]
-    """A function's name without the ordinal TVM appends: conv2d15 -> conv2d, but log2 stays where log2 is an operator."""
+    """A function's name without TVM's ordinal: conv2d15 -> conv2d, but log2 stays where log2 is an operator."""
     for operator in sorted(operators, key=len, reverse=True):
         if operator[-1].isdigit() and re.fullmatch(re.escape(operator) + r"\d*", name):
             return operator

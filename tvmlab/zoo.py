@@ -59,9 +59,7 @@ def fill(plan: Blueprint, seed: int) -> ModelProto:
         rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
         values = moments.law(name).draw(rng, shape).astype("<f4", copy=False)
         # Not numpy_helper.from_array: appending its result would copy VGG's half gigabyte once more.
-        model.graph.initializer.add(
-            name=name, data_type=TensorProto.FLOAT, dims=shape, raw_data=values.tobytes()
-        )
+        model.graph.initializer.add(name=name, data_type=TensorProto.FLOAT, dims=shape, raw_data=values.tobytes())
     return model
 
 
@@ -74,18 +72,14 @@ def blueprint(name: str) -> Blueprint:
 def _from_wheel(stem: str) -> Blueprint:
     path = Path(onnx.__file__).parent / "backend" / "test" / "data" / "light" / f"light_{stem}.onnx"
     if not path.is_file():
-        raise MissingTool(
-            f"the onnx package lacks {path.name}", remedy="install the onnx version tvmlab pins"
-        )
+        raise MissingTool(f"the onnx package lacks {path.name}", remedy="install the onnx version tvmlab pins")
     model = onnx.load(path)
     graph = model.graph
     constants = {tensor.name: tensor for tensor in graph.initializer}
     made = [node for node in graph.node if node.op_type == "ConstantOfShape"]
     nodes = [node for node in graph.node if node.op_type != "ConstantOfShape"]
     used = {name for node in nodes for name in node.input}
-    weights = {
-        node.output[0]: tuple(numpy_helper.to_array(constants[node.input[0]]).tolist()) for node in made
-    }
+    weights = {node.output[0]: tuple(numpy_helper.to_array(constants[node.input[0]]).tolist()) for node in made}
     weights |= {
         name: tuple(tensor.dims)
         for name, tensor in constants.items()
@@ -114,9 +108,7 @@ def _blueprint(
     values = [helper.make_tensor_value_info(weight, TensorProto.FLOAT, weights[weight]) for weight in weights]
     graph = helper.make_graph(nodes, name, [*inputs, *values], outputs, constants)
     opsets = [helper.make_operatorsetid("", opset)]
-    return Blueprint(
-        helper.make_model(graph, opset_imports=opsets, ir_version=8, producer_name="tvmlab"), weights
-    )
+    return Blueprint(helper.make_model(graph, opset_imports=opsets, ir_version=8, producer_name="tvmlab"), weights)
 
 
 class _Builder:
@@ -156,9 +148,7 @@ class _Builder:
         )
         if not bn:
             return x
-        statistics = (
-            self.weight(f"{layer}.bn.{part}", c_out) for part in ("scale", "bias", "mean", "variance")
-        )
+        statistics = (self.weight(f"{layer}.bn.{part}", c_out) for part in ("scale", "bias", "mean", "variance"))
         return self.op("BatchNormalization", x, *statistics, epsilon=1e-5)
 
     def linear(self, x: str, c_in: int, c_out: int) -> str:

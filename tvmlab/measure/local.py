@@ -127,7 +127,13 @@ class LocalMeasurer:
         build = self._reference_build(key)
         if build.status is not TrialStatus.OK:
             return build.status.value, [], f"the unscheduled kernel cannot be built: {build.message}"
-        message = ("default", key, arguments(self._tasks[key].module), build.path, {**self._timing(key), "best_s": None})
+        message = (
+            "default",
+            key,
+            arguments(self._tasks[key].module),
+            build.path,
+            {**self._timing(key), "best_s": None},
+        )
         return self._request(message, self._options.run_timeout_s * _DEFAULT_TIMEOUT_FACTOR)
 
     def _reference_build(self, key: str) -> Build:

@@ -31,7 +31,9 @@ class ReplayMeasurer:
         """The recorded default kernels. Raises RecordError for a task that was not recorded."""
         for key in task_keys:
             if key not in self._defaults:
-                raise RecordError(f"task {key} is not in the records", remedy="replay a run of the same model and target")
+                raise RecordError(
+                    f"task {key} is not in the records", remedy="replay a run of the same model and target"
+                )
             yield self._answer(self._defaults[key])
 
     def measure(self, candidates: Sequence[Candidate]) -> Generator[Measurement]:

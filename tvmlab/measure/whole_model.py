@@ -31,7 +31,10 @@ class Subject:
         try:
             return getattr(self, f"do_{message[0]}")(*message[1:])
         except Exception as error:  # noqa: BLE001  reported by the parent, which names the runtime
-            return "error", f"{type(error).__name__}: {str(error).strip().splitlines()[-1][:300] if str(error) else ''}"
+            return (
+                "error",
+                f"{type(error).__name__}: {str(error).strip().splitlines()[-1][:300] if str(error) else ''}",
+            )
 
     def do_load(self, name: str, folder: str, threads: int) -> tuple[str, list[Any]]:
         """Prepare a runtime by name; returns the outputs for the run's seeded inputs."""

@@ -49,7 +49,8 @@ class Evolution:
         records: Sequence[tuple[Any, float]] = (),
     ) -> None:
         self._space = space
-        self._rng = np.random.default_rng([seed, zlib.crc32(space.task_key.encode())])
+        # A resumed search must not draw the samples again that are known: it would take the space for exhausted.
+        self._rng = np.random.default_rng([seed, zlib.crc32(space.task_key.encode()), len(known)])
         self._population = population
         self._generations = generations
         self._cost_model = cost_model
@@ -163,7 +164,9 @@ class Evolution:
                 self._knob_model.add(self._space.encode(point), latency)
         self._measured.sort(key=lambda item: item[0])
         self._cost_model.update(
-            self._space.context, [_tvm_candidate(candidate) for candidate, _ in found], [latency for _, latency in found]
+            self._space.context,
+            [_tvm_candidate(candidate) for candidate, _ in found],
+            [latency for _, latency in found],
         )
         if self._is_new(found[0][0]):
             self._first.append(found[0][0])

@@ -41,8 +41,10 @@ class SketchSpace:
             [_knob(inst, decision) for inst, decision in zip(samplers, _split(sketch)[1], strict=True)]
             for sketch, samplers in zip(self.sketches, self._samplers, strict=True)
         ]
-        self._widths = [sum(len(k.encode(v)) for k, v in zip(ks, _split(s)[1], strict=True))
-                        for s, ks in zip(self.sketches, self._knobs, strict=True)]
+        self._widths = [
+            sum(len(k.encode(v)) for k, v in zip(ks, _split(s)[1], strict=True))
+            for s, ks in zip(self.sketches, self._knobs, strict=True)
+        ]
 
     def __len__(self) -> int:
         return len(self.sketches)

@@ -7,21 +7,28 @@ from __future__ import annotations
 
 import types
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import ipywidgets as widgets
-from traitlets import Unicode
+from traitlets import Unicode, dlink
 
 from tvmlab.core import InputError
 from tvmlab.experiment import Options, unit_of
-from tvmlab.widgets.monitor import error_html
+from tvmlab.widgets.monitor import error_html, note_html
 
 __all__ = ["INPUT", "Choice", "Knob", "labelled"]
 
-_LABEL = {"width": "180px", "display": "flex", "justify_content": "flex-end", "margin": "2px 8px 2px 0"}
-_UNIT = {"width": "90px", "margin": "2px 0 2px 6px"}
-INPUT = {"width": "200px"}
+_LABEL = {
+    "width": "172px",
+    "flex": "0 0 auto",
+    "display": "flex",
+    "justify_content": "flex-end",
+    "margin": "2px 8px 2px 0",
+}
+_UNIT = {"width": "80px", "margin": "2px 0 2px 6px"}
+_WIDE = {"width": "250px"}  # a control without a unit has its room too
+INPUT = {"width": "166px"}
 
 
 class Knob:
@@ -39,7 +46,7 @@ class Knob:
         self._write, self._read = _codec(self._annotation)
         self.control = self._make_control(options)
         self.control.tooltip = _help(field)
-        self._message = widgets.HTML(layout={"display": "none", "margin": "0 0 4px 190px", "width": "280px"})
+        self._message = widgets.HTML(layout={"display": "none", "margin": "0 0 4px 184px", "width": "260px"})
         line = labelled(name, self.control, unit_of(field), self.control.tooltip)
         self.row = widgets.VBox([line, self._message])
         self.control.observe(lambda _: self.check(), "value")
@@ -82,19 +89,18 @@ class Knob:
 
 def labelled(name: str, control: Any, unit: str = "", tooltip: str = "") -> widgets.HBox:
     """One line of a form: name, control, unit, aligned with the lines above and below."""
-    label = widgets.Label(name, tooltip=tooltip, layout=_LABEL)
-    return widgets.HBox([label, control, widgets.Label(unit, layout=_UNIT)])
+    line = [widgets.Label(name, tooltip=tooltip, layout=_LABEL), control]
+    return widgets.HBox([*line, widgets.Label(unit, layout=_UNIT)] if unit else line)
 
 
 class Choice(Knob):
     """A text knob whose usual values are known: a list to choose from, and a text box for any other value.
 
-    `choices` are (label, value) pairs; `other` is (label of the last entry, hint in the empty text box).
+    `choices` maps a value to what it stands for, shown under the list; `other` is (label of the last entry,
+    hint in the empty text box).
     """
 
-    def __init__(
-        self, options: Options, name: str, choices: Sequence[tuple[str, str]], other: tuple[str, str]
-    ) -> None:
+    def __init__(self, options: Options, name: str, choices: Mapping[str, str], other: tuple[str, str]) -> None:
         self._choices = choices
         self._other = other
         super().__init__(options, name)
@@ -105,16 +111,20 @@ class Choice(Knob):
 
 class _ChoiceBox(widgets.VBox):
     value = Unicode()
+    tooltip = Unicode()  # not synchronised: JupyterLab cannot draw a box that has one
 
-    def __init__(self, value: str, choices: Sequence[tuple[str, str]], other: tuple[str, str]) -> None:
+    def __init__(self, value: str, choices: Mapping[str, str], other: tuple[str, str]) -> None:
         label, hint = other
-        self._known = {known for _, known in choices}
-        self.menu = widgets.Dropdown(options=[*choices, (label, "")], layout=INPUT)
-        self.text = widgets.Text(placeholder=hint, layout={**INPUT, "display": "none"})
-        super().__init__([self.menu, self.text])
+        self._choices = choices
+        self.menu = widgets.Dropdown(options=[*((name, name) for name in choices), (label, "")], layout=_WIDE)
+        self.text = widgets.Text(placeholder=hint, layout={**_WIDE, "display": "none"})
+        self.note = widgets.HTML(layout={**_WIDE, "margin": "0 2px 4px 2px"})
+        super().__init__([self.menu, self.text, self.note])
         self.observe(self._show, "value")
         self.menu.observe(self._choose, "value")
         self.text.observe(self._choose, "value")
+        for part in (self.menu, self.text):
+            dlink((self, "tooltip"), (part, "tooltip"))
         self.value = self.menu.value
         self.value = value
 
@@ -123,11 +133,14 @@ class _ChoiceBox(widgets.VBox):
         self.value = self.menu.value or self.text.value
 
     def _show(self, change: Any) -> None:
-        if change.new in self._known:
+        if change.new in self._choices:
             self.menu.value = change.new
         else:  # the text first: while the menu names a value, the text does not count
             self.text.value = change.new
             self.menu.value = ""
+        note = self._choices.get(change.new, "")
+        self.note.value = note_html(note)
+        self.note.layout.display = "" if note else "none"
 
 
 def _codec(annotation: Any) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
@@ -137,9 +150,7 @@ def _codec(annotation: Any) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]
         return (lambda value: value), (lambda shown: shown)
     if kind in (int, float):
         return (lambda value: "" if value is None else f"{value}"), _number
-    content = [
-        getattr(part, "__origin__", part) for part in typing.get_args(kind)
-    ]  # Annotated[int, ...] is an int
+    content = [getattr(part, "__origin__", part) for part in typing.get_args(kind)]  # Annotated[int, ...] is an int
     if typing.get_origin(kind) is tuple and content == [str, ...]:
         return ", ".join, lambda text: tuple(_items(text))
     if typing.get_origin(kind) is dict and content == [str, int]:

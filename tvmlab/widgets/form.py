@@ -25,7 +25,7 @@ from tvmlab.widgets.monitor import Monitor, action_button, error_html
 
 __all__ = ["Form"]
 
-_COLUMN = {"width": "510px", "margin": "0 24px 0 0"}
+_COLUMN = {"width": "456px", "margin": "0 20px 0 0"}
 
 
 def step_classes() -> tuple[Any, ...]:
@@ -45,12 +45,12 @@ class Form(widgets.VBox):
     """
 
     def __init__(self, experiment: Experiment | None = None, runs_dir: str | Path | None = None) -> None:
-        zoo = [(name, name) for name in models().index]
-        attached = [
-            ("auto", "auto"),
-            *((f"{target.name}: {target.label}", target.name) for target in targets()),
-        ]
-        experiment = experiment or Experiment(model=zoo[0][1])
+        zoo = {
+            str(name): f"{row.parameters / 1e6:.3g} M parameters, {row.flops / 1e9:.3g} GFLOP, {row.inputs}"
+            for name, row in models().iterrows()
+        }
+        attached = {"auto": "", **{target.name: target.label for target in targets()}}
+        experiment = experiment or Experiment(model=next(iter(zoo)))
         self.runs_dir = runs_dir
         self.monitor = Monitor()
         self.start_button = action_button("Start", "play", "Tune this experiment", "success")
@@ -62,9 +62,7 @@ class Form(widgets.VBox):
         self._code = widgets.HTML()
         self.monitor.buttons.children = (self.start_button, *self.monitor.buttons.children)
         super().__init__([self._columns(), self._panes(), self.monitor])
-        self.start_button.on_click(
-            lambda _: self.monitor.guard(self.start, "Checking the model and the target.")
-        )
+        self.start_button.on_click(lambda _: self.monitor.guard(self.start, "Checking the model and the target."))
         self.monitor.observe(lambda _: self._refresh(), "status")
         self._refresh()
 
@@ -108,9 +106,7 @@ class Form(widgets.VBox):
 
     def _columns(self) -> widgets.Box:
         left = widgets.VBox([_heading("Experiment"), self.own.main], layout=_COLUMN)
-        right = widgets.VBox(
-            [box for step in self.steps for box in (_heading("Step"), step.main)], layout=_COLUMN
-        )
+        right = widgets.VBox([box for step in self.steps for box in (_heading("Step"), step.main)], layout=_COLUMN)
         return widgets.HBox([left, right], layout={"flex_flow": "row wrap"})
 
     def _panes(self) -> widgets.Accordion:
@@ -119,7 +115,7 @@ class Form(widgets.VBox):
         return widgets.Accordion(
             [self.measure.main, rest, self._code],
             titles=titles,
-            layout={"max_width": "1044px", "margin": "8px 0"},
+            layout={"max_width": "932px", "margin": "8px 0"},
         )
 
     def _refresh(self) -> None:
@@ -186,9 +182,7 @@ class _StepGroup:
 
 
 def _is_options(value: Any) -> bool:
-    return isinstance(value, Options) or (
-        isinstance(value, tuple) and any(isinstance(v, Options) for v in value)
-    )
+    return isinstance(value, Options) or (isinstance(value, tuple) and any(isinstance(v, Options) for v in value))
 
 
 def _heading(text: str) -> widgets.HTML:

@@ -22,12 +22,10 @@ from tvmlab import run as running
 from tvmlab.core import RunError, TvmlabError
 from tvmlab.run import Progress, Run
 
-__all__ = ["Monitor", "action_button", "error_html"]
+__all__ = ["Monitor", "action_button", "error_html", "note_html"]
 
 _LOOK_S = 0.4  # between two looks at the folder: at most 2.5 redraws a second
-_BUSY_SHARE = (
-    0.2  # long runs take longer to read: the watcher sleeps enough to stay under this share of a core
-)
+_BUSY_SHARE = 0.2  # long runs take longer to read: the watcher sleeps enough to stay under this share of a core
 _BLANK_PNG = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR4nGNgYGBgAAAABQABh6FO1AAAAABJRU5ErkJggg=="
 )
@@ -58,10 +56,8 @@ class Monitor(widgets.VBox):
         self.resume_button = action_button("Resume", "forward", "Continue to the total that was asked")
         self.message = widgets.HTML()
         self.buttons = widgets.HBox([self.stop_button, self.resume_button])
-        self.status_line = widgets.HTML(f"<span style='color:{_MUTED}'>No run yet.</span>")
-        self.curve = widgets.Image(
-            value=_BLANK_PNG, format="png", layout={"width": "100%", "max_width": "845px"}
-        )
+        self.status_line = widgets.HTML(note_html("No run yet."))
+        self.curve = widgets.Image(value=_BLANK_PNG, format="png", layout={"width": "100%", "max_width": "845px"})
         self.table = widgets.HTML()
         super().__init__([self.buttons, self.message, self.status_line, self.curve, self.table])
         self.stop_button.on_click(lambda _: self.guard(self.stop, "Stopping after the trial under way."))
@@ -98,7 +94,7 @@ class Monitor(widgets.VBox):
 
     def guard(self, action: Callable[[], Any], doing: str) -> None:
         """Do what a button asks; say what is being done until the status changes, or why it was refused."""
-        self.message.value = f"<span style='color:{_MUTED}'>{doing}</span>"
+        self.message.value = note_html(doing)
         try:
             action()
         except TvmlabError as error:
@@ -127,7 +123,7 @@ class Monitor(widgets.VBox):
                 if (status, *seen) != drawn:
                     self._show(run, status, ended, redraw=drawn[:1] != (status,) or drawn[2:] != seen[1:])
                     drawn = (status, *seen)
-            except Exception as error:  # a view that froze without a word would look like a stalled search
+            except Exception as error:  # noqa: BLE001  a view that froze without a word would look like a stalled search
                 self.message.value = error_html(f"cannot show run {run.id}: {error}")
                 return
             if status != "running":
@@ -167,22 +163,25 @@ running.view = _view
 
 def action_button(text: str, icon: str, tooltip: str, style: str = "") -> widgets.Button:
     """A button as wide as its neighbours; `style` is one of Jupyter's (`success`, `danger`, ...)."""
-    return widgets.Button(
-        description=text, icon=icon, tooltip=tooltip, button_style=style, layout={"width": "110px"}
-    )
+    return widgets.Button(description=text, icon=icon, tooltip=tooltip, button_style=style, layout={"width": "110px"})
 
 
 def error_html(text: str) -> str:
     """An error message, in red, safe to put into a widget."""
-    return (
-        f"<span style='color:{_COLORS['failed']};line-height:1.4'>{html.escape(text)}</span>" if text else ""
-    )
+    return _paragraph(text, _COLORS["failed"])
+
+
+def note_html(text: str) -> str:
+    """A remark, in grey, safe to put into a widget."""
+    return _paragraph(text, _MUTED)
+
+
+def _paragraph(text: str, color: str) -> str:
+    return f"<div style='color:{color};line-height:1.4'>{html.escape(text)}</div>" if text else ""
 
 
 def _status_html(run_id: str, progress: Progress) -> str:
-    facts = [
-        f"{progress.trials:,} of {progress.total_trials:,} trials" if progress.total_trials else "preparing"
-    ]
+    facts = [f"{progress.trials:,} of {progress.total_trials:,} trials" if progress.total_trials else "preparing"]
     if progress.trials_per_s:
         facts.append(f"{progress.trials_per_s:.2g} trials/s")
     if progress.estimate_ms is not None:
@@ -195,9 +194,7 @@ def _status_html(run_id: str, progress: Progress) -> str:
     if progress.status == "running" and progress.seconds_left is not None:
         facts.append(f"{_duration(progress.seconds_left)} left")
     color = _COLORS.get(progress.status, "inherit")
-    said = (
-        f"<br><span style='color:{color}'>{html.escape(progress.message)}</span>" if progress.message else ""
-    )
+    said = f"<br><span style='color:{color}'>{html.escape(progress.message)}</span>" if progress.message else ""
     return (
         f"<div style='line-height:1.6'><b style='color:{color}'>● {progress.status}</b> · "
         f"{' · '.join(facts)}<br><span style='color:{_MUTED}'>run {html.escape(run_id)}</span>{said}</div>"
@@ -209,11 +206,17 @@ def _table_html(tasks: pd.DataFrame) -> str:
     if tasks.empty:
         return ""
     shown = tasks.sort_values("share", ascending=False, kind="stable")[_COLUMNS]
-    body = shown.to_html(index=False, border=0, na_rep="–", float_format=_number, escape=True)
-    return f"<div style='max-height:300px;overflow:auto;max-width:845px'>{body}</div>"
+    body = shown.to_html(index=False, border=0, na_rep="–", float_format=_number, escape=True, classes="tvmlab-tasks")
+    return f"<div style='max-height:300px;overflow:auto;max-width:845px'>{_TABLE_STYLE}{body}</div>"
 
 
 _COLUMNS = ["task", "kernel_class", "weight", "trials", "failed", "default_us", "best_us", "speedup", "share"]
+_TABLE_STYLE = """<style>
+.tvmlab-tasks { border-collapse: collapse; line-height: 1.5; }
+.tvmlab-tasks th { position: sticky; top: 0; background: var(--jp-layout-color0, white); }
+.tvmlab-tasks th, .tvmlab-tasks td { text-align: right; padding: 1px 10px; white-space: nowrap; }
+.tvmlab-tasks th:nth-child(-n+2), .tvmlab-tasks td:nth-child(-n+2) { text-align: left; }
+</style>"""
 
 
 def _number(value: float) -> str:

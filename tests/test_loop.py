@@ -1,0 +1,303 @@
+"""The loop on a real model, with invented answers: budget, spread, stop, resume, determinism."""
+
+import threading
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+from fake_measurer import DEFAULT_S, FakeMeasurer
+
+from tvmlab.compat import load_meta_schedule
+from tvmlab.core import InputError, RecordError, TrialStatus
+from tvmlab.experiment import Ansor, Experiment
+from tvmlab.loop import Session, estimate_s, run_steps, warm_records
+from tvmlab.measure.replay import ReplayMeasurer
+from tvmlab.records import RunFolder
+from tvmlab.search_process import search
+
+
+@pytest.fixture
+def make_folder(tiny_onnx, tmp_path):
+    """A new run folder for the tiny model: `make_folder(max_trials=16, seed=1, ...)`."""
+
+    def make(*, seed=0, time_limit_s=None, steps=None, **ansor):
+        ansor = {"population": 16, "generations": 1, "max_trials": 16, **ansor}
+        steps = steps or [Ansor(**ansor)]
+        experiment = Experiment(model=tiny_onnx, target="cpu", steps=steps, seed=seed, time_limit_s=time_limit_s)
+        return RunFolder.create(experiment, tmp_path)
+
+    return make
+
+
+@pytest.fixture
+def run(tiny_tasks, cpu):
+    """`run(folder, measurer)` does one session and returns the folder's trials (the defaults left out)."""
+
+    def go(folder, measurer=None, *, stop=None, target=cpu):
+        measurer = measurer or FakeMeasurer()
+        session = Session(folder, list(tiny_tasks.values()), target, measurer)
+        session.stop = stop or session.stop
+        try:
+            run_steps(session)
+            folder.write_state(session.state("stopped" if session.stop.is_set() else "done"))
+        finally:
+            session.close()
+        return [trial for trial in folder.trials() if trial.trial > 0]
+
+    return go
+
+
+def keys(trials):
+    return [(trial.task_key, trial.key) for trial in trials]
+
+
+def test_the_budget_is_spent_to_the_last_trial(make_folder, run):
+    for total in (1, 13, 16):
+        trials = run(make_folder(max_trials=total))
+        assert [trial.trial for trial in trials] == list(range(1, total + 1))
+
+
+def test_each_tunable_task_has_one_default_first(make_folder, run, tiny_tasks):
+    folder = make_folder(max_trials=2)
+    run(folder)
+    tunable = [task.key for task in tiny_tasks.values() if task.info.tunable]
+    recorded = list(folder.trials())
+    assert [trial.task_key for trial in recorded[: len(tunable)]] == tunable
+    assert all(trial.trial == 0 and trial.strategy == "default" for trial in recorded[: len(tunable)])
+    assert all(trial.trial > 0 and trial.strategy == "evolution" for trial in recorded[len(tunable) :])
+
+
+def test_the_larger_task_gets_more_and_a_reshape_gets_nothing(make_folder, run, tiny_tasks):
+    conv, gemm, reshape = (tiny_tasks[name].key for name in ("conv2d+relu", "matmul+add", "reshape"))
+    for large, small in ((conv, gemm), (gemm, conv)):
+        measurer = FakeMeasurer({large: 1e-2, small: 1e-4})
+        trials = run(make_folder(max_trials=40), measurer)
+        spent = Counter(trial.task_key for trial in trials)
+        assert trials[0].task_key == large
+        assert spent[large] > 2 * spent[small]
+        assert reshape not in spent and reshape not in measurer.defaults
+
+
+def test_trials_are_recorded_as_they_were_answered(make_folder, run):
+    for trial in run(make_folder()):
+        assert trial.ok and len(trial.latencies_s) == 3
+        assert sorted(trial.latencies_s)[1] == trial.latency_s
+        assert (trial.step, trial.build_s, trial.run_s) == (0, 0.1, 0.01)
+
+
+def test_early_stopping_ends_the_run(make_folder, run, tiny_tasks):
+    """Every candidate is as fast as the first one: nothing ever improves on it."""
+    folder = make_folder(max_trials=400, early_stopping_threshold=10, batch_size=4)
+
+    class Flat(FakeMeasurer):
+        def measure(self, candidates):
+            for measured in super().measure(candidates):
+                yield replace(measured, latencies_s=(DEFAULT_S,))
+
+    spent = Counter(trial.task_key for trial in run(folder, Flat()))
+    assert len(spent) == 2
+    # One batch is always under way when the last of ten in vain is recorded.
+    assert all(11 <= count <= 20 for count in spent.values())
+
+
+def test_failures_are_recorded_and_counted(make_folder, run):
+    broken = [TrialStatus.BUILD_ERROR, TrialStatus.CRASHED, TrialStatus.WRONG_RESULT, TrialStatus.RUN_TIMEOUT]
+
+    def fails(candidate):
+        number = int(candidate.key[-1], 16)
+        return broken[number % 4] if number < 8 else None
+
+    folder = make_folder(max_trials=32)
+    trials = run(folder, FakeMeasurer(fails=fails))
+    assert len(trials) == 32
+    for trial in trials:
+        expected = fails(trial)
+        assert trial.status is (expected or TrialStatus.OK)
+        assert (trial.latency_s is None) == (expected is not None)
+        assert trial.message == (f"{expected} as asked" if expected else "")
+    assert len({trial.status for trial in trials}) >= 3
+    ok = [trial.latency_s for trial in trials if trial.ok]
+    best = {trial.task_key for trial in trials if trial.ok and trial.latency_s == min(ok)}
+    assert len(best) == 1
+
+
+def test_a_run_in_which_everything_fails_spends_its_budget(make_folder, run):
+    folder = make_folder(max_trials=24)
+    trials = run(folder, FakeMeasurer(fails=lambda candidate: TrialStatus.BUILD_ERROR))
+    assert len(trials) == 24 == len(set(keys(trials)))
+    assert folder.state.estimate_s == pytest.approx(2 * DEFAULT_S)  # what is unscheduled still runs
+
+
+def test_the_database_is_tvms_own_and_its_best_is_the_best_trial(make_folder, run, tiny_tasks):
+    folder = make_folder(max_trials=24)
+    trials = run(folder)
+    database = load_meta_schedule().database.JSONDatabase(work_dir=str(folder.path))
+    assert len(database) == 24 + 2  # the defaults are offered too
+    for task in (task for task in tiny_tasks.values() if task.info.tunable):
+        mine = [trial for trial in trials if trial.task_key == task.key]
+        (best,) = database.get_top_k(database.commit_workload(task.module), 1)
+        fastest = min(mine, key=lambda trial: trial.latency_s)
+        assert sorted(map(float, best.run_secs))[1] == pytest.approx(fastest.latency_s)
+        records = warm_records(database, task)
+        assert [latency for _, latency in records] == pytest.approx(sorted(trial.latency_s for trial in mine))
+
+
+def test_estimates(make_folder, run, tiny_tasks):
+    folder = make_folder()
+    trials = run(folder)
+    infos = [task.info for task in tiny_tasks.values() if task.info.tunable]
+    best = {info.key: min(t.latency_s for t in [*folder.trials()] if t.task_key == info.key) for info in infos}
+    assert folder.state.estimate_s == pytest.approx(sum(info.weight * best[info.key] for info in infos))
+    assert folder.state.untuned_s == pytest.approx(2 * DEFAULT_S)
+    assert folder.state.trials == len(trials) == folder.state.total_trials
+    assert estimate_s(infos, {infos[0].key: 1.0}) is None
+
+
+def stop_after(count):
+    """A stop event, and a measurer that sets it after so many trials."""
+    stop = threading.Event()
+    return stop, FakeMeasurer(on_measure=lambda number: stop.set() if number == count else None)
+
+
+@pytest.mark.parametrize("count", [1, 5, 17])
+def test_stop_and_resume_reach_the_total_and_repeat_nothing(make_folder, run, count):
+    folder = make_folder(max_trials=24)
+    stop, measurer = stop_after(count)
+    before = run(folder, measurer, stop=stop)
+    assert count <= len(before) <= count + 1  # the trial under way is finished
+    assert [trial.trial for trial in before] == list(range(1, len(before) + 1))
+    assert folder.state.trials == len(before) and folder.state.total_trials == 24
+    second = FakeMeasurer()
+    after = run(folder, second)
+    assert after[: len(before)] == before
+    assert [trial.trial for trial in after] == list(range(1, 25))
+    assert len(set(keys(after))) == 24
+    assert second.defaults == []
+    assert [trial.elapsed_s for trial in after] == sorted(trial.elapsed_s for trial in after)
+
+
+def test_stop_during_the_defaults_and_resume(make_folder, run):
+    folder = make_folder(max_trials=4)
+    stop = threading.Event()
+
+    class StopsAtOnce(FakeMeasurer):
+        def measure_defaults(self, task_keys):
+            for measured in super().measure_defaults(task_keys):
+                stop.set()
+                yield measured
+
+    assert run(folder, StopsAtOnce(), stop=stop) == []
+    assert len(list(folder.trials())) == 1
+    second = FakeMeasurer()
+    assert len(run(folder, second)) == 4
+    assert len(second.defaults) == 1
+
+
+def test_resuming_a_finished_run_adds_nothing(make_folder, run):
+    folder = make_folder(max_trials=6)
+    before = run(folder)
+    measurer = FakeMeasurer()
+    assert run(folder, measurer) == before
+    assert measurer.asked == [] and measurer.defaults == []
+
+
+def test_resume_after_many_failures_goes_on(make_folder, run):
+    """A resumed search has no records then; its own earlier samples are not the end of the space."""
+    folder = make_folder(max_trials=60, batch_size=20)
+    stop, measurer = stop_after(30)
+    measurer.fails = lambda candidate: TrialStatus.BUILD_ERROR
+    assert 30 <= len(run(folder, measurer, stop=stop)) <= 31
+    assert len(set(keys(run(folder)))) == 60
+
+
+def test_the_time_limit_ends_the_run(make_folder, run):
+    folder = make_folder(max_trials=100_000, trials_per_kernel=100_000, time_limit_s=3.0)
+    trials = run(folder)
+    assert 1 <= len(trials) < 100_000
+    assert 3.0 <= folder.state.elapsed_s < 10.0
+    # The limit counts the tuning time of all sessions: nothing is left of it.
+    assert len(run(folder)) == len(trials)
+
+
+def test_same_seed_and_same_answers_give_the_same_run(make_folder, run):
+    first, second = (run(make_folder(max_trials=32)) for _ in range(2))
+    assert keys(first) == keys(second)
+    assert [t.decisions for t in first] == [t.decisions for t in second]
+    other = run(make_folder(max_trials=32, seed=1))
+    assert keys(other) != keys(first)
+    assert len(set(keys(other)) - set(keys(first))) > 16
+
+
+def test_replaying_a_recorded_run_gives_the_same_candidates(make_folder, run):
+    recorded = make_folder(max_trials=24)
+    first = run(recorded)
+    measurer = ReplayMeasurer(recorded.trials())
+    second = run(make_folder(max_trials=24), measurer)
+    assert keys(second) == keys(first)
+    assert [t.latencies_s for t in second] == [t.latencies_s for t in first]
+    assert measurer.run_s == pytest.approx(sum(t.run_s for t in recorded.trials()))
+    with pytest.raises(RecordError, match="never measured"):
+        run(make_folder(max_trials=24, seed=1), ReplayMeasurer(recorded.trials()))
+
+
+def test_warm_start_measures_the_best_of_the_other_run_first(make_folder, run, cpu):
+    source = make_folder(max_trials=24)
+    source.write_json("environment.json", {"target": cpu.as_record()})
+    before = run(source)
+    for step in ({"warm_start": [source.id]}, {"warm_start": [str(source.path)]}):
+        warm = run(make_folder(max_trials=8, batch_size=2, seed=1, **step))
+        for task_key in {trial.task_key for trial in warm}:
+            best = min((t for t in before if t.task_key == task_key), key=lambda t: t.latency_s)
+            first = next(t for t in warm if t.task_key == task_key)
+            assert first.key == best.key
+    assert run(source) == before  # the other run was only read
+
+
+def test_warm_start_for_another_target_is_refused(make_folder, run, cpu):
+    source = make_folder(max_trials=4)
+    run(source)
+    source.write_json("environment.json", {"target": {**cpu.as_record(), "attrs": {"kind": "llvm", "mcpu": "znver4"}}})
+    with pytest.raises(InputError, match=r"znver4.*leave it out of warm_start"):
+        run(make_folder(warm_start=[source.id]))
+
+
+def test_two_steps_add_up(make_folder, run):
+    small = {"population": 16, "generations": 1}
+    folder = make_folder(steps=[Ansor(max_trials=8, **small), Ansor(max_trials=6, **small)])
+    trials = run(folder)
+    assert Counter(trial.step for trial in trials) == {0: 8, 1: 6}
+    assert folder.state.total_trials == 14
+
+
+def test_search_writes_the_folder_and_closes_the_measurer(make_folder):
+    """The whole search process but for the process: import, environment, loop, outcome."""
+    folder, measurer = make_folder(max_trials=4), FakeMeasurer()
+    search(folder, threading.Event(), lambda tasks, target, where: measurer)
+    assert measurer.closed
+    assert (folder.status, folder.state.trials, folder.state.message) == ("done", 4, "")
+    assert folder.environment["target"]["name"] == "cpu"
+    assert folder.environment["versions"]["apache-tvm"]
+    assert folder.environment["model"]["name"] == "tiny"
+    assert {info.kernel_class for info in folder.tasks} == {"conv2d+relu", "matmul+add", "reshape"}
+    assert folder.roofline.peak_gflops > 0
+
+
+def test_search_says_why_it_stopped_short(make_folder):
+    folder = make_folder(max_trials=400, early_stopping_threshold=2)
+    search(folder, threading.Event(), lambda tasks, target, where: FakeMeasurer())
+    assert folder.status == "done" and folder.state.trials < 400
+    assert "stopped early" in folder.state.message
+    stop = threading.Event()
+    stop.set()
+    folder = make_folder(max_trials=4)
+    search(folder, stop, lambda tasks, target, where: FakeMeasurer())
+    assert folder.status == "stopped" and "resume" in folder.state.message
+
+
+def test_search_refuses_to_continue_another_machines_run(make_folder):
+    folder = make_folder()
+    other = {"target": {"attrs": {"kind": "llvm", "mcpu": "znver1"}, "label": "Another CPU"}}
+    folder.write_json("environment.json", other)
+    with pytest.raises(InputError, match="made on Another CPU"):
+        search(folder, threading.Event(), lambda tasks, target, where: FakeMeasurer())
+    assert folder.environment == other
