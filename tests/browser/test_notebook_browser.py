@@ -184,21 +184,23 @@ def button(within, name):
 
 def await_picture(form, other_than=None):
     """Wait until the form shows a figure (a blank one has a single colour) that differs; returns its hash."""
-    handle = form.locator("img.widget-image").element_handle()
-    return form.page.wait_for_function(
-        """async ([img, before]) => {
-            try { await img.decode(); } catch { return false; }  // the picture changed while it was decoded
-            const canvas = new OffscreenCanvas(img.naturalWidth, img.naturalHeight);
-            const context = canvas.getContext('2d');
-            context.drawImage(img, 0, 0);
-            const pixels = new Uint32Array(
-                context.getImageData(0, 0, canvas.width, canvas.height).data.buffer);
-            const hash = pixels.reduce((sum, pixel) => (sum * 31 + pixel) >>> 0, 7);
-            return new Set(pixels).size > 10 && hash !== before && hash;
-        }""",
-        arg=[handle, other_than],
-        polling=300,
-    ).json_value()
+    deadline = time.monotonic() + SLOW_S
+    while time.monotonic() < deadline:
+        pixels, colors = form.locator("img.widget-image").evaluate(
+            """async img => {
+                try { await img.decode(); } catch { return [0, 0]; }  // it changed meanwhile
+                const canvas = new OffscreenCanvas(img.naturalWidth, img.naturalHeight);
+                const context = canvas.getContext('2d');
+                context.drawImage(img, 0, 0);
+                const data = context.getImageData(0, 0, canvas.width, canvas.height).data.buffer;
+                const pixels = new Uint32Array(data);
+                return [pixels.reduce((sum, pixel) => (sum * 31 + pixel) >>> 0, 7), new Set(pixels).size];
+            }"""
+        )
+        if colors > 10 and pixels != other_than:
+            return pixels
+        form.page.wait_for_timeout(300)
+    raise AssertionError("the figure did not change")
 
 
 def knob(form, name):

@@ -47,6 +47,11 @@ class _Task:
             blank = np.full_like(reference, filler) if filler != 1 else ~reference
             self.tensors[index].copyfrom(blank)
 
+    def restore(self) -> None:
+        """Write the inputs again: a wrong kernel may have written into them."""
+        for tensor, array in zip(self.tensors, self.host, strict=True):
+            tensor.copyfrom(array)
+
     def problem(self) -> str:
         """What is wrong with the outputs now; empty if nothing is."""
         for index, reference in self.reference.items():
@@ -109,6 +114,7 @@ class Device:
             task.clear_outputs()
         elapsed = self._run_once(kernel, task)
         if options["check"] and (problem := task.problem()):
+            task.restore()
             return TrialStatus.WRONG_RESULT.value, [], problem
         return TrialStatus.OK.value, self._time(kernel, task, elapsed, options), ""
 
