@@ -33,6 +33,7 @@ def test_is_committed_without_outputs(path):
 def test_runs_headless(path, tmp_path, monkeypatch):
     """papermill raises for a cell that does; every run that was started has ended well."""
     monkeypatch.setenv("TVMLAB_RUNS", str(tmp_path / "runs"))
+    monkeypatch.delenv("MPLBACKEND", raising=False)  # conftest's is for this process; the kernel draws inline
     small = {name: SMALL[name] for name in papermill.inspect_notebook(path) if name in SMALL}
     done = papermill.execute_notebook(path, tmp_path / path.name, parameters=small, cwd=tmp_path, progress_bar=False)
     kinds = [kind for cell in done.cells for out in cell.get("outputs", []) for kind in out.get("data", {})]

@@ -2,6 +2,9 @@
 
 import importlib
 import itertools
+import json
+import subprocess
+import sys
 import threading
 import time
 
@@ -321,3 +324,17 @@ def test_it_redraws_only_what_changed_and_not_too_often(start, monkeypatch):
     count = len(drawn)
     time.sleep(1.0)
     assert len(drawn) == count
+
+
+def test_a_new_kernel_shows_an_attached_run_live(start):
+    """After a kernel restart nothing has imported the widgets yet."""
+    run = start(Experiment(model="alexnet"))
+    run.wait()
+    code = (
+        "import ipykernel, tvmlab, json, sys\n"
+        f"shown = tvmlab.attach({str(run.folder.path)!r})._repr_mimebundle_()\n"
+        "json.dump({kind: str(value) for kind, value in shown.items()}, sys.stdout)"
+    )
+    shown = json.loads(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout)
+    assert "application/vnd.jupyter.widget-view+json" in shown
+    assert run.id in shown["text/html"] and run.id in shown["text/plain"]

@@ -62,6 +62,8 @@ def __getattr__(name: str) -> Any:
     if name not in _PUBLIC:
         raise AttributeError(f"module 'tvmlab' has no attribute {name!r}")
     value = getattr(importlib.import_module(f"tvmlab.{_PUBLIC[name]}"), name)
+    if _PUBLIC[name] == "run" and "ipykernel" in sys.modules:
+        importlib.import_module("tvmlab.widgets.monitor")  # in a notebook a run shows itself live
     globals()[name] = value
     return value
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 import importlib
 import logging
 import sys
+import tempfile
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-__all__ = ["load_meta_schedule", "structural_key", "to_plain"]
+__all__ = ["DATABASE_FILES", "load_meta_schedule", "read_database", "structural_key", "to_plain"]
+
+DATABASE_FILES = ("database_workload.json", "database_tuning_record.json")
 
 _INTRINSICS = "tvm.s_tir.tensor_intrin"
 
@@ -34,6 +37,21 @@ def load_meta_schedule(kind: str = "llvm") -> Any:
     importlib.import_module(f"{_INTRINSICS}.{'cuda' if kind == 'cuda' else 'x86'}")
     logging.getLogger("tvm").setLevel(logging.WARNING)
     return meta_schedule
+
+
+def read_database(folder: Path, kind: str) -> Any:
+    """TVM's database of a run, to read only: the run may go on, or may have been killed while it wrote.
+
+    JSONDatabase refuses a file with half a line at its end, and creates files that are missing, so it reads a copy.
+    `kind` is the target kind.
+    """
+    meta_schedule = load_meta_schedule(kind)
+    with tempfile.TemporaryDirectory(prefix="tvmlab-") as copy:
+        for name in reversed(DATABASE_FILES):  # the records first: the workloads they name were written before them
+            source = folder / name
+            lines = source.read_bytes() if source.exists() else b""
+            (Path(copy) / name).write_bytes(lines[: lines.rfind(b"\n") + 1])
+        return meta_schedule.database.JSONDatabase(work_dir=copy)
 
 
 def structural_key(module: Any) -> str:

@@ -14,7 +14,7 @@ from collections.abc import Generator, Sequence
 from contextlib import closing
 from typing import Any
 
-from tvmlab.compat import load_meta_schedule
+from tvmlab.compat import DATABASE_FILES, load_meta_schedule, read_database
 from tvmlab.core import Candidate, InputError, Measurement, Measurer, TaskInfo, Trial
 from tvmlab.experiment import Ansor
 from tvmlab.records import RunFolder, State, TrialWriter, cut_torn_line
@@ -283,7 +283,7 @@ def warm_records(database: Any, task: Task) -> list[tuple[Any, float]]:
 def open_database(folder: RunFolder, target: Target) -> Any:
     """TVM's own database in a run folder, made if there is none. A torn last line is cut off first."""
     meta_schedule = load_meta_schedule(target.kind)
-    for name in ("database_workload.json", "database_tuning_record.json"):
+    for name in DATABASE_FILES:
         cut_torn_line(folder.path / name)
     return meta_schedule.database.JSONDatabase(work_dir=str(folder.path))
 
@@ -297,8 +297,7 @@ def _foreign_database(session: Session, run: str) -> Any:
             f"run {other.id} was tuned for {made_for}, this one is for {session.target.attrs}",
             remedy="leave it out of warm_start: records of another target mislead the search",
         )
-    meta_schedule = load_meta_schedule(session.target.kind)
-    return meta_schedule.database.JSONDatabase(work_dir=str(other.path))
+    return read_database(other.path, session.target.kind)
 
 
 def estimate_s(tasks: Sequence[TaskInfo], latencies_s: dict[str, float]) -> float | None:

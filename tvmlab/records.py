@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import orjson
+import psutil
 from filelock import FileLock, Timeout
 
 from tvmlab.core import MissingTool, RecordError, Roofline, RunError, TaskInfo, Trial, TrialStatus
@@ -155,7 +156,7 @@ class RunFolder:
         state = State(**self.read_json("state.json", missing={"status": "failed", "message": "state.json is missing"}))
         if state.status != "running" or self.is_locked():
             return state
-        if state.pid == 0 and time.time() - state.started_s < _STALE_START_S:
+        if time.time() - state.started_s < _STALE_START_S and (state.pid == 0 or _is_alive(state.pid)):
             return state
         # The process may have written its last word and let go of the lock since the first look.
         state = State(**self.read_json("state.json"))
@@ -298,6 +299,13 @@ def cut_torn_line(path: Path) -> None:
                 break
             keep -= 1
         file.truncate(keep)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _make_unique(parent: Path, stem: str) -> Path:

@@ -239,4 +239,8 @@ def _launch(folder: RunFolder) -> Run:
             stderr=log,
             start_new_session=True,
         )
+    # Noted already now, so that a process that dies before it takes the lock is not waited for.
+    state = folder.read_json("state.json")
+    if state["pid"] == 0:
+        folder.write_json("state.json", {**state, "pid": process.pid})
     return Run(folder, process)

@@ -212,7 +212,6 @@ def knob(form, name):
 def test_notebook_01_runs_and_its_form_starts_shows_and_stops_a_search(page, tmp_path):
     run_all(page)
     form = form_of(page)
-    form.scroll_into_view_if_needed()
     assert form.locator("img.widget-image").evaluate("img => img.naturalWidth") == 1  # blank until Start
 
     knob(form, "max_trials").fill("0")
@@ -236,6 +235,9 @@ def test_notebook_01_runs_and_its_form_starts_shows_and_stops_a_search(page, tmp
     form = form_of(page)
     live = await_picture(form, other_than=first)
     await_picture(form, other_than=live)  # it came back live
+    measured = form.get_by_text(re.compile(r"[1-9]\d* of 5,000 trials"))
+    expect(measured).to_be_visible(timeout=SLOW_S * 1e3)
+    form.locator("img.widget-image").scroll_into_view_if_needed()
     page.screenshot(path=SHOTS / "browser-live.png")
 
     button(form, "Stop").click()
@@ -248,5 +250,5 @@ def test_notebook_01_runs_and_its_form_starts_shows_and_stops_a_search(page, tmp
     await_picture(form)
     expect(form.get_by_text("● stopped")).to_be_visible()
     expect(button(form, "Resume")).to_be_enabled()
-    form.scroll_into_view_if_needed()
+    form.locator("img.widget-image").scroll_into_view_if_needed()
     page.screenshot(path=SHOTS / "browser-stopped.png")

@@ -107,19 +107,24 @@ class WorkerProcess:
 
 
 def serve(file_descriptor: int, answer: Callable[[Any], Any]) -> None:
-    """The worker's side: answer requests until the parent closes the socket or dies."""
+    """The worker's side: answer requests until the parent closes the socket or dies; does not return."""
     threading.Thread(target=_die_with_parent, daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     connection = Connection(file_descriptor)
     while True:
         try:
             message = connection.recv()
-        except EOFError:
-            return
+        except (EOFError, OSError):
+            _end()
         connection.send(answer(message))
 
 
 def _die_with_parent() -> None:
     while os.read(0, 1):
         pass
+    _end()
+
+
+def _end() -> None:
+    """End this process and what it started (a compiler, a linker)."""
     os.killpg(os.getpgrp(), signal.SIGKILL)

@@ -60,12 +60,11 @@ def _tvm(model: Model, run: RunFolder, *, tuned: bool) -> _Run:
     import tvm
     from tvm import relax
 
-    from tvmlab.compat import load_meta_schedule
+    from tvmlab.compat import read_database
     from tvmlab.tasks import compile_model, lower
 
     target = named_target(run.experiment.target)
-    meta_schedule = load_meta_schedule(target.kind)
-    database = meta_schedule.database.JSONDatabase(work_dir=str(run.path)) if tuned else None
+    database = read_database(run.path, target.kind) if tuned else None
     executable = compile_model(lower(model, target)[0], target, database)
     kind, _, index = str(target.device).partition(":")
     device = tvm.device(kind, int(index or 0))

@@ -45,6 +45,7 @@ class Form(widgets.VBox):
     """
 
     def __init__(self, experiment: Experiment | None = None, runs_dir: str | Path | None = None) -> None:
+        self.monitor = Monitor()
         zoo = {
             str(name): f"{row.parameters / 1e6:.3g} M parameters, {row.flops / 1e9:.3g} GFLOP, {row.inputs}"
             for name, row in models().iterrows()
@@ -52,7 +53,6 @@ class Form(widgets.VBox):
         attached = {"auto": "", **{target.name: target.label for target in targets()}}
         experiment = experiment or Experiment(model=next(iter(zoo)))
         self.runs_dir = runs_dir
-        self.monitor = Monitor()
         self.start_button = action_button("Start", "play", "Tune this experiment", "success")
         self.own = _Group(experiment, self._refresh)
         self.own.replace(Choice(experiment, "model", zoo, ("an .onnx file ...", "path/to/model.onnx")))

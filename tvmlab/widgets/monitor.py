@@ -57,7 +57,9 @@ class Monitor(widgets.VBox):
         self.message = widgets.HTML()
         self.buttons = widgets.HBox([self.stop_button, self.resume_button])
         self.status_line = widgets.HTML(note_html("No run yet."))
-        self.curve = widgets.Image(value=_BLANK_PNG, format="png", layout={"width": "100%", "max_width": "845px"})
+        self.curve = widgets.Image(
+            value=_BLANK_PNG, format="png", layout={"width": "845px", "max_width": "100%", "display": "none"}
+        )
         self.table = widgets.HTML()
         super().__init__([self.buttons, self.message, self.status_line, self.curve, self.table])
         self.stop_button.on_click(lambda _: self.guard(self.stop, "Stopping after the trial under way."))
@@ -140,6 +142,7 @@ class Monitor(widgets.VBox):
             self.status_line.value = line
             if redraw:
                 self.curve.value, self.table.value = curve, table
+                self.curve.layout.display = ""
             self.status = status
 
 
@@ -207,14 +210,14 @@ def _table_html(tasks: pd.DataFrame) -> str:
         return ""
     shown = tasks.sort_values("share", ascending=False, kind="stable")[_COLUMNS]
     body = shown.to_html(index=False, border=0, na_rep="–", float_format=_number, escape=True, classes="tvmlab-tasks")
-    return f"<div style='max-height:300px;overflow:auto;max-width:845px'>{_TABLE_STYLE}{body}</div>"
+    return f"<div style='max-height:300px;overflow:auto;max-width:932px'>{_TABLE_STYLE}{body}</div>"
 
 
 _COLUMNS = ["task", "kernel_class", "weight", "trials", "failed", "default_us", "best_us", "speedup", "share"]
 _TABLE_STYLE = """<style>
 .tvmlab-tasks { border-collapse: collapse; line-height: 1.5; }
 .tvmlab-tasks th { position: sticky; top: 0; background: var(--jp-layout-color0, white); }
-.tvmlab-tasks th, .tvmlab-tasks td { text-align: right; padding: 1px 10px; white-space: nowrap; }
+.tvmlab-tasks th, .tvmlab-tasks td { text-align: right; padding: 1px 8px; white-space: nowrap; }
 .tvmlab-tasks th:nth-child(-n+2), .tvmlab-tasks td:nth-child(-n+2) { text-align: left; }
 </style>"""
 

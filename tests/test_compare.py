@@ -1,0 +1,122 @@
+"""Whole models side by side, on the tiny model."""
+
+import math
+
+import numpy as np
+import pytest
+
+import tvmlab
+from tvmlab import Ansor, Experiment, Measure
+from tvmlab.compare import _numerics, _take_turns
+from tvmlab.core import InputError, RunError
+from tvmlab.records import RunFolder
+
+
+@pytest.fixture(scope="module")
+def run(tiny_onnx, tmp_path_factory):
+    asked = Experiment(
+        model=tiny_onnx,
+        target="cpu",
+        steps=[Ansor(max_trials=4, population=16, generations=1)],
+        measure=Measure(repeats=2, min_repeat_ms=0.1, build_workers=1),
+    )
+    return tvmlab.tune(asked, tmp_path_factory.mktemp("runs")).wait()
+
+
+@pytest.fixture(scope="module")
+def comparison(run):
+    # Half a line at the end, as a run leaves that was killed: comparing must not mind.
+    with (run.folder.path / "database_tuning_record.json").open("ab") as file:
+        file.write(b'[0, {"half')
+    return tvmlab.compare(run, repeats=4, threads=1)
+
+
+def test_subjects_and_samples(comparison):
+    assert set(comparison.subjects) == {"tvmlab", "untuned", "onnxruntime"}
+    for subject in comparison.subjects.values():
+        assert len(subject["samples_ms"]) == 4
+        assert all(0 < sample < 1000 for sample in subject["samples_ms"])
+    assert comparison.threads == 1 and comparison.repeats == 4
+
+
+def test_ratios_are_of_tvmlab_over_the_baseline(comparison):
+    assert [row["baseline"] for row in comparison.ratios] == ["untuned", "onnxruntime"]
+    medians = {name: np.median(subject["samples_ms"]) for name, subject in comparison.subjects.items()}
+    for row in comparison.ratios:
+        assert row["ratio"] == pytest.approx(medians["tvmlab"] / medians[row["baseline"]])
+        assert row["low"] <= row["ratio"] <= row["high"]
+    frame = comparison.frame()
+    assert math.isnan(frame.loc["tvmlab", "ratio"])
+    assert frame.loc["untuned", "ratio"] == comparison.ratios[0]["ratio"]
+
+
+def test_what_is_computed_is_right(comparison):
+    assert comparison.numerics["ok"]
+    assert 0 <= comparison.numerics["max_error_over_max_output"] <= comparison.numerics["bound"]
+
+
+def test_it_is_written_to_the_run(run, comparison):
+    kept = run.folder.comparison
+    assert kept["subjects"] == comparison.subjects
+    assert kept["ratios"] == comparison.ratios
+    assert kept["numerics"] == comparison.numerics
+
+
+def test_it_shows_itself(comparison):
+    assert "onnxruntime" in str(comparison) and "within the bound" in str(comparison)
+    assert "onnxruntime" in comparison._repr_html_()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"baselines": ["onnxruntime", "tensorrt"]}, "unknown baseline 'tensorrt'.*onnxruntime"),
+        ({"repeats": 1}, "repeats=1"),
+    ],
+)
+def test_bad_requests_are_refused(make_run, options, words):
+    with pytest.raises(InputError, match=words):
+        tvmlab.compare(make_run(), **options)
+
+
+def test_a_run_that_has_not_begun_is_refused(tmp_path):
+    folder = RunFolder.create(Experiment(model="squeezenet"), tmp_path)
+    with pytest.raises(RunError, match="has not begun"):
+        tvmlab.compare(folder)
+
+
+class FakeSubject:
+    """Stands for the worker of a runtime that always takes as long."""
+
+    def __init__(self, name, seconds, order):
+        self.name, self.seconds, self.order = name, seconds, order
+
+    def request(self, message, timeout_s):
+        self.order.append(self.name)
+        return "ok", [self.seconds] * message[1]
+
+
+def test_the_order_rotates_and_a_slow_one_takes_fewer_turns():
+    order = []
+    workers = {name: FakeSubject(name, s, order) for name, s in (("a", 0.01), ("b", 0.02), ("slow", 1.0))}
+    samples = _take_turns(workers, 12)
+    assert {name: len(values) for name, values in samples.items()} == {"a": 12, "b": 12, "slow": 3}
+    rounds = order[3:]  # the first three were to see who is slow
+    assert rounds[:3] != rounds[3:5] and {rounds[0], rounds[3]} == {"a", "b"}
+
+
+@pytest.mark.parametrize(
+    ("found", "ok"),
+    [
+        ([1.0, 2.0], True),
+        ([1.0, 2.0001], True),
+        ([1.0, 2.001], False),
+        ([1.0, math.nan], False),
+        ([1.0, math.inf], False),
+    ],
+)
+def test_numerics(found, ok):
+    result = _numerics([np.array(found, "float32")], [np.array([1.0, 2.0], "float32")])
+    assert result["ok"] is ok or result["ok"] == ok
+    two = _numerics([np.ones(2), np.array(found)], [np.ones(2), np.array([1.0, 2.0])])
+    assert bool(two["ok"]) == ok

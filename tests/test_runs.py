@@ -1,0 +1,308 @@
+"""Whole runs on a tiny model: real processes, real kernels; stopped, killed and resumed."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+import tvmlab
+from tvmlab import Ansor, Experiment, Measure
+from tvmlab.core import InputError, MissingTool, RecordError, RunError
+from tvmlab.records import RunFolder
+from tvmlab.run import Run
+
+ENDED_S = 10.0
+
+
+@pytest.fixture
+def experiment(tiny_onnx):
+    """`experiment(max_trials=8, time_limit_s=...)`: short repeats, a small search."""
+
+    def make(max_trials=8, **options):
+        step = Ansor(max_trials=max_trials, population=16, generations=1)
+        measure = Measure(repeats=2, min_repeat_ms=0.1, build_workers=1)
+        return Experiment(**{"model": tiny_onnx, "target": "cpu", "steps": [step], "measure": measure, **options})
+
+    return make
+
+
+@pytest.fixture
+def started():
+    """Runs that a test starts end with it."""
+    runs = []
+    yield lambda run: runs.append(run) or run
+    for run in runs:
+        pid = run.folder.read_json("state.json", missing={}).get("pid")
+        if pid and run.folder.is_locked():
+            os.kill(pid, signal.SIGKILL)
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_onnx, tmp_path_factory):
+    """A run of eight trials that is done."""
+    step = Ansor(max_trials=8, population=16, generations=1)
+    asked = Experiment(
+        model=tiny_onnx, target="cpu", steps=[step], measure=Measure(repeats=2, min_repeat_ms=0.1, build_workers=1)
+    )
+    run = tvmlab.tune(asked, tmp_path_factory.mktemp("runs"))
+    assert run.status == "running"
+    return run.wait()
+
+
+def wait_until(condition, within_s=60.0):
+    deadline = time.monotonic() + within_s
+    while not (found := condition()):
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.05)
+    return found
+
+
+def after_trials(run, count):
+    """Wait until a run has so many trials."""
+    wait_until(lambda: sum(row["trial"] > 0 for row in run.folder.rows()) >= count or run.status != "running")
+    assert run.status == "running", run.folder.log_tail()
+
+
+def processes_of(run):
+    """The search process of a run and its workers."""
+    search = psutil.Process(wait_until(lambda: run.folder.state.pid))
+    return search, search.children()
+
+
+def worker_named(processes, module):
+    return next(process for process in processes if module in process.cmdline())
+
+
+def assert_gone(processes):
+    """Every process ends within seconds (a zombie has ended)."""
+    wait_until(lambda: not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in processes), ENDED_S)
+
+
+def assert_complete(run, total, earlier=()):
+    """A run that is done has each trial once, the earlier ones as they were."""
+    trials = [trial for trial in run.folder.trials() if trial.trial > 0]
+    assert run.status == "done"
+    assert [trial.trial for trial in trials] == list(range(1, total + 1))
+    assert trials[: len(earlier)] == list(earlier)
+    assert len({(trial.task_key, trial.key) for trial in trials}) == total
+
+
+def trials_of(run):
+    return [trial for trial in run.folder.trials() if trial.trial > 0]
+
+
+def test_a_run_from_start_to_end(finished):
+    assert finished.status == "done"
+    progress = finished.progress
+    assert (progress.trials, progress.total_trials) == (8, 8)
+    assert 0 < progress.estimate_ms <= progress.untuned_ms
+    assert progress.trials_per_s > 0
+    frame = finished.frame()
+    measured = frame[frame["trial"] > 0]
+    assert len(measured) == 8
+    assert (measured["status"] == "ok").sum() >= 4
+    assert_complete(finished, 8)
+    assert all(len(trial.latencies_s) in (1, 2) for trial in trials_of(finished) if trial.ok)
+
+
+def test_a_run_folder_tells_where_it_was_made(finished):
+    environment = finished.folder.environment
+    assert environment["target"]["attrs"]["kind"] == "llvm"
+    assert environment["target"]["roofline"]["peak_gflops"] > 0
+    assert environment["model"]["name"] == "tiny" and len(environment["model"]["sha256"]) == 64
+    assert set(environment["versions"]) >= {"tvmlab", "apache-tvm", "apache-tvm-ffi"}
+    assert {task.kernel_class for task in finished.folder.tasks} == {"conv2d+relu", "matmul+add", "reshape"}
+    state = finished.folder.state
+    assert 0 < sum(state.phases.values()) < state.elapsed_s + 1
+
+
+def test_a_finished_run_leaves_no_process_and_no_scratch_folder(finished):
+    wait_until(lambda: finished.status == "done" and not psutil.pid_exists(finished.folder.state.pid), ENDED_S)
+    assert {path.name for path in finished.folder.path.iterdir()} <= {
+        "experiment.json", "environment.json", "tasks.json", "trials.jsonl", "state.json", "lock", "log.txt",
+        "compare.json", "database_workload.json", "database_tuning_record.json",
+    }  # fmt: skip
+
+
+def test_attach_resume_stop_and_list_a_finished_run(finished):
+    runs_dir = finished.folder.path.parent
+    assert tvmlab.attach(finished.id, runs_dir).progress == finished.progress
+    before = trials_of(finished)
+    assert tvmlab.resume(finished.id, runs_dir).status == "done"
+    assert finished.stop().status == "done"
+    assert trials_of(finished) == before
+    listed = tvmlab.runs(runs_dir)
+    assert listed.loc[finished.id, "status"] == "done" and listed.loc[finished.id, "trials"] == 8
+
+
+def test_a_run_shows_itself(finished):
+    assert finished.id in repr(finished) and "8/8 trials" in repr(finished)
+    assert "8/8 trials" in finished._repr_html_()
+
+
+def test_stop_and_resume(experiment, started, tmp_path):
+    run = started(tvmlab.tune(experiment(max_trials=12), tmp_path))
+    after_trials(run, 2)
+    search, workers = processes_of(run)
+    with pytest.raises(RunError, match=r"is running.*attach"):
+        tvmlab.resume(run)
+    run.stop()
+    assert run.status == "stopped"
+    earlier = trials_of(run)
+    assert 2 <= len(earlier) < 12
+    assert_gone([search, *workers])
+    # What a crash leaves behind at worst: half a line in each file that is appended to.
+    for name in ("trials.jsonl", "database_tuning_record.json"):
+        with (run.folder.path / name).open("ab") as file:
+            file.write(b'[0, {"half')
+    again = started(tvmlab.resume(run))
+    with pytest.raises(RunError, match="is running"):
+        tvmlab.resume(run.folder.path)
+    assert_complete(again.wait(), 12, earlier)
+
+
+@pytest.mark.slow
+def test_a_killed_device_worker_costs_one_trial_at_most(experiment, started, tmp_path):
+    run = started(tvmlab.tune(experiment(max_trials=12), tmp_path))
+    after_trials(run, 1)
+    worker_named(processes_of(run)[1], "tvmlab.measure.device").kill()
+    assert_complete(run.wait(), 12)
+    assert sum(trial.ok for trial in trials_of(run)) >= 8
+
+
+@pytest.mark.slow
+def test_a_killed_search_process_after_which_everything_works(experiment, started, tmp_path):
+    run = started(tvmlab.tune(experiment(max_trials=10), tmp_path))
+    after_trials(run, 1)
+    search, workers = processes_of(run)
+    assert len(workers) == 2
+    search.kill()
+    wait_until(lambda: run.status == "failed", ENDED_S)
+    assert "died" in run.progress.message
+    assert_gone(workers)
+    with pytest.raises(RunError, match="resume continues"):
+        run.wait()
+    earlier = trials_of(run)
+    assert_complete(started(tvmlab.resume(run)).wait(), 10, earlier)
+
+
+def test_a_search_process_that_is_killed_before_it_begins_is_failed_too(experiment, started, tmp_path):
+    run = started(tvmlab.tune(experiment(), tmp_path))
+    run._process.kill()
+    wait_until(lambda: run.status == "failed", ENDED_S)
+    with pytest.raises(RunError):
+        run.wait()
+    assert_complete(started(tvmlab.resume(run)).wait(), 8)
+
+
+CALLER = """
+import sys, time, tvmlab
+from tvmlab.experiment import Experiment
+run = tvmlab.tune(Experiment.from_json(sys.argv[1]), sys.argv[2])
+print(run.id, flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.mark.slow
+def test_the_search_outlives_the_process_that_started_it(experiment, started, tmp_path):
+    command = [sys.executable, "-c", CALLER, experiment().model_dump_json(), str(tmp_path)]
+    caller = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    run = started(tvmlab.attach(caller.stdout.readline().strip(), tmp_path))
+    os.killpg(caller.pid, signal.SIGKILL)
+    caller.wait()
+    caller.stdout.close()
+    assert run.status == "running"
+    assert_complete(run.wait(), 8)
+
+
+@pytest.mark.slow
+def test_a_time_limit_ends_a_run(experiment, started, tmp_path):
+    run = started(tvmlab.tune(experiment(max_trials=100_000, time_limit_s=6.0), tmp_path)).wait(60)
+    assert run.status == "done" and "time limit" in run.progress.message
+    assert 1 <= run.progress.trials < 100_000
+    assert run.progress.elapsed_s < 20
+
+
+def test_wait_gives_up_after_its_timeout_and_the_run_goes_on(experiment, started, tmp_path):
+    run = started(tvmlab.tune(experiment(max_trials=1000), tmp_path))
+    started_s = time.monotonic()
+    assert run.wait(timeout=0.3) is run
+    assert time.monotonic() - started_s < 3
+    assert run.status == "running"
+    run.stop()  # while it is still importing the model
+    assert run.status == "stopped"
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "words"),
+    [
+        ({"model": "resnet5"}, InputError, "unknown model 'resnet5'.*resnet50"),
+        ({"model": "no/such/file.onnx"}, InputError, "cannot read"),
+        ({"target": "riscv"}, InputError, "unknown target 'riscv'"),
+        ({"target": "nvidia/nvidia-h100"}, InputError, "has no device here"),
+        ({"target": "cpu:znver1"}, InputError, "has no device here"),
+    ],
+)
+def test_what_cannot_be_tuned_is_refused_before_there_is_a_folder(experiment, tmp_path, options, error, words):
+    with pytest.raises(error, match=words):
+        tvmlab.tune(experiment(**options), tmp_path / "runs")
+    assert not list(tmp_path.rglob("experiment.json"))
+
+
+def test_a_missing_gpu_is_refused_before_there_is_a_folder(experiment, tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    with pytest.raises(MissingTool, match="none is attached"):
+        tvmlab.tune(experiment(target="cuda"), tmp_path / "runs")
+    assert not list(tmp_path.rglob("experiment.json"))
+
+
+def test_a_missing_warm_start_is_refused_before_there_is_a_folder(experiment, tmp_path):
+    with pytest.raises(RecordError, match="no run 'yesterday'"):
+        tvmlab.tune(experiment(steps=[Ansor(warm_start=["yesterday"])]), tmp_path / "runs")
+    assert not list(tmp_path.rglob("experiment.json"))
+
+
+def test_a_run_that_fails_says_why(experiment, started, tmp_path, tiny_onnx):
+    """The model disappears between tune() and the search process."""
+    model = tmp_path / "gone.onnx"
+    model.write_bytes(Path(tiny_onnx).read_bytes())
+    folder = RunFolder.create(experiment(model=str(model)), tmp_path)
+    model.unlink()
+    command = [sys.executable, "-m", "tvmlab.search_process", str(folder.path)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1 and "Traceback" in done.stderr
+    assert folder.status == "failed"
+    assert "cannot read" in folder.state.message and "gone.onnx" in folder.state.message
+    with pytest.raises(RunError, match=r"gone\.onnx"):
+        Run(folder).wait()
+
+
+def test_a_damaged_line_stops_the_resume_and_is_named(finished, tmp_path):
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for name in ("experiment.json", "environment.json", "tasks.json", "trials.jsonl", "state.json"):
+        (copy / name).write_bytes((finished.folder.path / name).read_bytes())
+    state = json.loads((copy / "state.json").read_bytes())
+    (copy / "state.json").write_text(json.dumps({**state, "status": "stopped"}))
+    lines = (copy / "trials.jsonl").read_bytes().split(b"\n")
+    (copy / "trials.jsonl").write_bytes(b"\n".join([lines[0], b"{damaged", *lines[2:]]))
+    run = tvmlab.resume(copy)
+    with pytest.raises(RunError, match=r"line 2 of .*trials\.jsonl is damaged"):
+        run.wait()
+
+
+def test_runs_lists_what_it_can_read(finished, tmp_path):
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    (foreign / "experiment.json").write_text("{}")
+    RunFolder.create(finished.experiment, tmp_path)
+    listed = tvmlab.runs(tmp_path)
+    assert sorted(listed["status"]) == ["running", "unreadable"]
+    assert tvmlab.runs(tmp_path / "nowhere").empty
