@@ -168,3 +168,24 @@ def tiny_tasks(tiny_model: Any, cpu: Any) -> dict[str, Any]:
     from tvmlab.tasks import extract
 
     return {task.info.kernel_class: task for task in extract(tiny_model, cpu)}
+
+
+@pytest.fixture(scope="session")
+def tiny_experiment(tiny_onnx: str) -> Callable[..., Experiment]:
+    """`tiny_experiment(max_trials=8, ...)`: the tiny model on this CPU, a small search, short repeats."""
+    from tvmlab.experiment import Measure
+
+    def make(max_trials: int = 8, **options: Any) -> Experiment:
+        step = Ansor(max_trials=max_trials, population=16, generations=1)
+        measure = Measure(repeats=2, min_repeat_ms=0.1, build_workers=1)
+        return Experiment(**{"model": tiny_onnx, "target": "cpu", "steps": [step], "measure": measure, **options})
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tiny_experiment: Callable[..., Experiment], tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A real run of eight trials of the tiny model, done. Shared: copy its folder to change it."""
+    from tvmlab.run import tune
+
+    return tune(tiny_experiment(), tmp_path_factory.mktemp("runs")).wait()

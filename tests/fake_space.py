@@ -64,5 +64,8 @@ class NoCostModel:
 
     trained = False
 
-    def update(self, context, candidates, latencies_s):
-        assert len(candidates) == len(latencies_s)
+    def features(self, context, candidates):
+        return [candidate.key for candidate in candidates]
+
+    def update(self, task_key, rows, latencies_s):
+        assert len(rows) == len(latencies_s)

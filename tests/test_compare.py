@@ -1,34 +1,31 @@
 """Whole models side by side, on the tiny model."""
 
 import math
+import shutil
 
 import numpy as np
 import pytest
 
 import tvmlab
-from tvmlab import Ansor, Experiment, Measure
+from tvmlab import Experiment
 from tvmlab.compare import _numerics, _take_turns
 from tvmlab.core import InputError, RunError
 from tvmlab.records import RunFolder
 
 
 @pytest.fixture(scope="module")
-def run(tiny_onnx, tmp_path_factory):
-    asked = Experiment(
-        model=tiny_onnx,
-        target="cpu",
-        steps=[Ansor(max_trials=4, population=16, generations=1)],
-        measure=Measure(repeats=2, min_repeat_ms=0.1, build_workers=1),
-    )
-    return tvmlab.tune(asked, tmp_path_factory.mktemp("runs")).wait()
+def folder(tiny_run, tmp_path_factory):
+    """A run with half a line at the end of its database, as one has that was killed: comparing must not mind."""
+    copy = tmp_path_factory.mktemp("runs") / tiny_run.id
+    shutil.copytree(tiny_run.folder.path, copy)
+    with (copy / "database_tuning_record.json").open("ab") as file:
+        file.write(b'[0, {"half')
+    return RunFolder.open(copy)
 
 
 @pytest.fixture(scope="module")
-def comparison(run):
-    # Half a line at the end, as a run leaves that was killed: comparing must not mind.
-    with (run.folder.path / "database_tuning_record.json").open("ab") as file:
-        file.write(b'[0, {"half')
-    return tvmlab.compare(run, repeats=4, threads=1)
+def comparison(folder):
+    return tvmlab.compare(folder, repeats=4, threads=1)
 
 
 def test_subjects_and_samples(comparison):
@@ -55,8 +52,8 @@ def test_what_is_computed_is_right(comparison):
     assert 0 <= comparison.numerics["max_error_over_max_output"] <= comparison.numerics["bound"]
 
 
-def test_it_is_written_to_the_run(run, comparison):
-    kept = run.folder.comparison
+def test_it_is_written_to_the_run(folder, comparison):
+    kept = folder.comparison
     assert kept["subjects"] == comparison.subjects
     assert kept["ratios"] == comparison.ratios
     assert kept["numerics"] == comparison.numerics

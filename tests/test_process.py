@@ -157,6 +157,7 @@ list(measurer.measure([candidate(SPINS)]))
 """
 
 
+@pytest.mark.slow
 def test_a_kernel_that_spins_does_not_outlive_a_killed_parent(tmp_path):
     """The worker watches its parent from a thread, which the kernel must not hold up."""
     parent = subprocess.Popen([sys.executable, "-c", SPINNING, HERE, str(tmp_path)], stdout=subprocess.PIPE, text=True)

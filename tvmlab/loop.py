@@ -12,6 +12,7 @@ import time
 from collections import defaultdict
 from collections.abc import Generator, Sequence
 from contextlib import closing
+from dataclasses import dataclass
 from typing import Any
 
 from tvmlab.compat import DATABASE_FILES, load_meta_schedule, read_database
@@ -189,19 +190,33 @@ def _run_ansor(session: Session, number: int, step: Ansor, defaults: dict[str, f
     for key, trials in earlier.items():
         allocator.record(key, [trial.latency_s for trial in trials])
     strategies = _Strategies(session, step, earlier)
-    under_way: tuple[str, list[Candidate], Generator[Measurement]] | None = None
+    under_way: _Batch | None = None
     while True:
         started = time.perf_counter()
         following = None if session.is_over else _next_batch(allocator, strategies, sizes, left)
         session.search_s += time.perf_counter() - started
-        if under_way is not None:
-            _finish_batch(session, allocator, strategies, number, *under_way)
-            under_way = None
-        if following is None or session.is_over:
+        trials = _measure_batch(session, allocator, number, under_way) if under_way else []
+        finished, under_way = under_way, None
+        if following is not None and not session.is_over:
+            key, candidates = following
+            left -= len(candidates)
+            under_way = _Batch(strategies[key], key, candidates, session.measurer.measure(candidates))
+        if finished:  # told while the next batch is being built
+            started = time.perf_counter()
+            finished.strategy.tell(finished.candidates[: len(trials)], trials)
+            session.search_s += time.perf_counter() - started
+        if under_way is None:
             return
-        key, candidates = following
-        left -= len(candidates)
-        under_way = (key, candidates, session.measurer.measure(candidates))
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Candidates of one task on their way through the measurer."""
+
+    strategy: Evolution
+    key: str
+    candidates: list[Candidate]
+    measurements: Generator[Measurement]
 
 
 def _next_batch(
@@ -218,27 +233,16 @@ def _next_batch(
     return None
 
 
-def _finish_batch(
-    session: Session,
-    allocator: Allocator,
-    strategies: _Strategies,
-    step: int,
-    key: str,
-    candidates: list[Candidate],
-    measurements: Generator[Measurement],
-) -> None:
-    """Record a batch's measurements as they come, then tell the strategy; a stop leaves the rest unmeasured."""
-    strategy = strategies[key]
+def _measure_batch(session: Session, allocator: Allocator, step: int, batch: _Batch) -> list[Trial]:
+    """Record a batch's measurements as they come; a stop leaves the rest unmeasured."""
     trials: list[Trial] = []
-    with closing(measurements):
-        for candidate, measured in zip(candidates, measurements, strict=False):
-            trials.append(session.record(candidate, measured, step, strategy.name))
+    with closing(batch.measurements):
+        for candidate, measured in zip(batch.candidates, batch.measurements, strict=False):
+            trials.append(session.record(candidate, measured, step, batch.strategy.name))
             if session.is_over:
                 break
-    started = time.perf_counter()
-    strategy.tell(candidates[: len(trials)], trials)
-    allocator.record(key, [trial.latency_s for trial in trials])
-    session.search_s += time.perf_counter() - started
+    allocator.record(batch.key, [trial.latency_s for trial in trials])
+    return trials
 
 
 class _Strategies(dict[str, Evolution]):

@@ -33,10 +33,10 @@ _HEARTBEAT_S = 0.5
 def main(path: str) -> int:
     """Search until the experiment is done, stopped or failed; the exit code is 0 unless it failed."""
     folder = RunFolder.open(path)
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):  # before the lock: who sees it held may send a signal
+        signal.signal(number, lambda *_: stop.set())
     with folder.acquire():
-        stop = threading.Event()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: stop.set())
         state = folder.state
         folder.write_state(replace(state, status="running", pid=os.getpid(), phase="importing the model", message=""))
         try:

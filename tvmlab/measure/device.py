@@ -134,11 +134,11 @@ class Device:
         best_s = options["best_s"]
         if first_s > 1.0 or (best_s is not None and first_s > options["slow_factor"] * best_s + 1e-3):
             return [first_s]
-        number = max(1, math.ceil(options["min_repeat_ms"] / 1e3 / max(first_s, 1e-7)))
-        evaluator = kernel.time_evaluator("main", self._device, number=min(number, 100), repeat=1)
-        first = float(evaluator(*task.tensors).results[0])
-        # The first run also paged memory in; now the loop count is known.
-        number = max(1, math.ceil(options["min_repeat_ms"] / 1e3 / max(first, 1e-8)))
+        if first_s < 2e-3:
+            # The first run also paged the code in; of a short kernel that may be most of it.
+            evaluator = kernel.time_evaluator("main", self._device, number=10, repeat=1)
+            first_s = float(evaluator(*task.tensors).results[0])
+        number = max(1, math.ceil(options["min_repeat_ms"] / 1e3 / max(first_s, 1e-8)))
         evaluator = kernel.time_evaluator("main", self._device, number=number, repeat=options["repeats"])
         return [float(value) for value in evaluator(*task.tensors).results]
 

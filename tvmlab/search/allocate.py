@@ -23,13 +23,13 @@ _WINDOW = 3  # batches over which the past slope is taken
 def fit_batch_size(total_trials: int, tasks: int) -> tuple[int, int]:
     """Trials in a task's first batch and in its later ones, so that a small budget reaches the tasks a few times.
 
-    The first batch takes up to a third of an even share (2 to 16), a later one up to a sixth (8 to 64).
+    The first batch takes up to a third of an even share (2 to 16), a later one up to a fifth (8 to 64).
 
     >>> fit_batch_size(256, 13), fit_batch_size(20_000, 26)
     ((6, 8), (16, 64))
     """
     share = total_trials // max(tasks, 1)
-    return max(2, min(16, share // 3)), max(8, min(64, share // 6 // 8 * 8))
+    return max(2, min(16, share // 3)), max(8, min(64, share // 5 // 8 * 8))
 
 
 @dataclass

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from tvmlab.compat import load_meta_schedule, structural_key
+from tvmlab.compat import load_meta_schedule
 
 __all__ = ["CostModel", "KnobModel"]
 
@@ -50,26 +50,11 @@ class CostModel:
         """Whether predictions are more than noise."""
         return self._booster is not None
 
-    def update(self, context: Any, candidates: Sequence[Any], latencies_s: Sequence[float | None]) -> None:
-        """Learn measured candidates (TVM MeasureCandidates of one task); a failed one has latency None."""
-        key = structural_key(context.mod)
-        self._features.setdefault(key, []).extend(self._vectors(context, candidates))
-        self._latencies.setdefault(key, []).extend(np.inf if s is None else s for s in latencies_s)
-        known = sum(map(len, self._latencies.values()))
-        # Training costs grow with the data, its use with each batch falls: retrain when a tenth more is known.
-        if known >= self._warm_up and known - self._trained_on >= self._trained_on / 10:
-            features = np.array([row for rows in self._features.values() for row in rows])
-            scores = np.concatenate([_scores(np.array(values)) for values in self._latencies.values()])
-            self._booster = _train(features, scores, self._seed)
-            self._trained_on = known
+    def features(self, context: Any, candidates: Sequence[Any]) -> list[Any]:
+        """One float32 row for each of TVM's MeasureCandidates of one task: what `update` and `predict` take.
 
-    def predict(self, context: Any, candidates: Sequence[Any]) -> Any:
-        """Scores, float64 array of shape (len(candidates),); higher is faster."""
-        if self._booster is None:
-            return self._rng.random(len(candidates))
-        return _predict(self._booster, np.array(self._vectors(context, candidates)))
-
-    def _vectors(self, context: Any, candidates: Sequence[Any]) -> list[Any]:
+        Extraction takes about 10 ms each, so a caller keeps the rows of what it proposes until it is measured.
+        """
         if self._extractor is None:
             meta_schedule = load_meta_schedule()
             self._extractor = meta_schedule.feature_extractor.PerStoreFeature()
@@ -79,6 +64,24 @@ class CostModel:
             heaviest = stores[stores[:, :16].sum(axis=1).argmax()]
             rows.append(np.concatenate([stores.sum(axis=0), heaviest]))
         return rows
+
+    def update(self, task_key: str, rows: Sequence[Any], latencies_s: Sequence[float | None]) -> None:
+        """Learn measured programs of a task; a failed one has latency None."""
+        self._features.setdefault(task_key, []).extend(rows)
+        self._latencies.setdefault(task_key, []).extend(np.inf if s is None else s for s in latencies_s)
+        known = sum(map(len, self._latencies.values()))
+        # Training costs grow with the data, its use with each batch falls: retrain when a tenth more is known.
+        if known >= self._warm_up and known - self._trained_on >= self._trained_on / 10:
+            features = np.array([row for rows in self._features.values() for row in rows])
+            scores = np.concatenate([_scores(np.array(values)) for values in self._latencies.values()])
+            self._booster = _train(features, scores, self._seed)
+            self._trained_on = known
+
+    def predict(self, rows: Sequence[Any]) -> Any:
+        """Scores, float64 array of shape (len(rows),); higher is faster."""
+        if self._booster is None:
+            return self._rng.random(len(rows))
+        return _predict(self._booster, np.array(rows))
 
 
 class KnobModel:

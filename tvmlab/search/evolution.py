@@ -59,6 +59,7 @@ class Evolution:
         self._seen_points: set[str] = set()
         self._measured: list[tuple[float, Point]] = []
         self._first: list[Candidate] = []
+        self._rows: dict[str, Any] = {}  # features of candidates proposed and not told yet
         self._next_sketch = 0
         self._learn_records(records)
 
@@ -81,7 +82,9 @@ class Evolution:
                 if latency is not None:
                     self._measured.append((latency, point))
         self._measured.sort(key=lambda item: item[0])
-        self._cost_model.update(self._space.context, [_tvm_candidate(item) for item in candidates], latencies)
+        self._cost_model.update(self._space.task_key, self._features(candidates), latencies)
+        for candidate in candidates:
+            del self._rows[candidate.key]
 
     def _sample(self, count: int) -> list[Candidate]:
         """Random candidates, taking the sketches in turn; fewer when new ones no longer turn up."""
@@ -114,12 +117,12 @@ class Evolution:
         # Both models judge: the knobs know this task, the program features know the other tasks too.
         scores = self._scores([(item.sketch, item.decisions) for item in applied])
         if self._cost_model.trained:
-            scores += self._cost_model.predict(self._space.context, [_tvm_candidate(item) for item in applied])
-        chosen = np.argsort(-scores, kind="stable")[:guided]
-        # Those applied and not chosen may be proposed again, when more is known.
-        for position in set(range(len(applied))) - set(chosen.tolist()):
-            self._proposed.discard(applied[position].key)
-        return [applied[position] for position in chosen]
+            scores += self._cost_model.predict(self._features(applied))
+        order = [applied[position] for position in np.argsort(-scores, kind="stable")]
+        for passed_over in order[guided:]:  # they may be proposed again, when more is known
+            self._proposed.discard(passed_over.key)
+            self._rows.pop(passed_over.key, None)
+        return order[:guided]
 
     def _evolve_points(self) -> list[Point]:
         """New points, the most promising first, none of them tried before."""
@@ -143,6 +146,13 @@ class Evolution:
     def _scores(self, points: Sequence[Point]) -> Any:
         return self._knob_model.predict(np.array([self._space.encode(point) for point in points]))
 
+    def _features(self, candidates: Sequence[Candidate]) -> list[Any]:
+        """The program features of candidates, extracted once each."""
+        missing = [candidate for candidate in candidates if candidate.key not in self._rows]
+        rows = self._cost_model.features(self._space.context, [_tvm_candidate(item) for item in missing])
+        self._rows.update((candidate.key, row) for candidate, row in zip(missing, rows, strict=True))
+        return [self._rows[candidate.key] for candidate in candidates]
+
     def _is_new(self, candidate: Candidate) -> bool:
         """Whether this program was not proposed before; remembers it and its point."""
         self._seen_points.add(_text((candidate.sketch, candidate.decisions)))
@@ -163,11 +173,9 @@ class Evolution:
                 self._measured.append((latency, point))
                 self._knob_model.add(self._space.encode(point), latency)
         self._measured.sort(key=lambda item: item[0])
-        self._cost_model.update(
-            self._space.context,
-            [_tvm_candidate(candidate) for candidate, _ in found],
-            [latency for _, latency in found],
-        )
+        known = [candidate for candidate, _ in found]
+        self._cost_model.update(self._space.task_key, self._features(known), [latency for _, latency in found])
+        self._rows.clear()
         if self._is_new(found[0][0]):
             self._first.append(found[0][0])
 
