@@ -148,4 +148,4 @@ def test_batch_sizes_fit_the_budget(total, tasks):
     first, later = fit_batch_size(total, tasks)
     assert 2 <= first <= 16 and 8 <= later <= 64 and later % 8 == 0
     if total >= 48 * tasks:
-        assert later <= total // tasks / 6
+        assert later <= total // tasks / 5

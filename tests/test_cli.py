@@ -155,7 +155,7 @@ def test_tune_follows_the_run_and_sums_it_up(tuned, capsys):
     shown = capsys.readouterr()
     summary = dict(line.split(maxsplit=1) for line in shown.out.splitlines()[1:])
     assert summary["run"] == tuned["run"].id and summary["trials"] == "2" and summary["seed"] == "0"
-    assert summary["best_estimate_ms"] == "0.63" and summary["untuned_estimate_ms"] == "2.43"
+    assert summary["best_estimate_ms"] == "0.6" and summary["untuned_estimate_ms"] == "2.4"
     assert "end_to_end_ms" not in summary and "crashed" not in summary
     assert "running | 40/100 trials | 2 trials/s | model estimate 12.5 ms (untuned 250) | 1:30 left" in shown.err
 

@@ -80,7 +80,7 @@ def measurer(cpu, tmp_path_factory):
     """One measurer for the file: that it survives every test is what is tested."""
     folder = tmp_path_factory.mktemp("measure")
     options = Measure(repeats=3, min_repeat_ms=0.2, run_timeout_s=2.0, build_workers=2)
-    with LocalMeasurer([TASK], cpu, options, folder / "log.txt", folder) as made:
+    with LocalMeasurer([TASK], cpu, options, folder) as made:
         (default,) = made.measure_defaults([TASK.key])
         assert default.status is TrialStatus.OK, default.message
         yield made
@@ -230,12 +230,12 @@ def test_compiled_files_are_deleted(measurer):
 
 def test_closing_leaves_no_process_and_no_files(cpu, tmp_path):
     log = tmp_path / "log.txt"
-    with LocalMeasurer([TASK], cpu, Measure(build_workers=1), log, tmp_path) as made:
+    with LocalMeasurer([TASK], cpu, Measure(build_workers=1), tmp_path) as made:
         (found,) = made.measure_defaults([TASK.key])
         assert found.status is TrialStatus.OK
         pids = made.pids
         assert len(pids) == 2
-        assert list(tmp_path.glob("tvmlab-*"))
+        assert list(tmp_path.glob("scratch-*"))
     assert not any(map(psutil.pid_exists, pids))
     assert list(tmp_path.iterdir()) == [log]
 
@@ -244,7 +244,7 @@ def test_closing_leaves_no_process_and_no_files(cpu, tmp_path):
 def test_an_unscheduled_kernel_that_does_not_run_fails_its_candidates(cpu, tmp_path):
     broken = task_of(RAISES, "broken")
     options = Measure(build_workers=1, run_timeout_s=2.0)
-    with LocalMeasurer([broken, TASK], cpu, options, tmp_path / "log.txt", tmp_path) as made:
+    with LocalMeasurer([broken, TASK], cpu, options, tmp_path) as made:
         first, second = made.measure_defaults([broken.key, TASK.key])
         assert (first.status, second.status) == (TrialStatus.RUN_ERROR, TrialStatus.OK)
         first, second = made.measure([candidate(RIGHT, broken), candidate(RIGHT)])

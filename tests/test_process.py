@@ -150,7 +150,7 @@ from tvmlab.experiment import Measure
 from tvmlab.measure.local import LocalMeasurer
 from tvmlab.targets import target
 folder = Path(sys.argv[2])
-measurer = LocalMeasurer([TASK], target("cpu"), Measure(build_workers=1), folder / "log.txt", folder)
+measurer = LocalMeasurer([TASK], target("cpu"), Measure(build_workers=1), folder)
 list(measurer.measure_defaults([TASK.key]))
 print(*measurer.pids, flush=True)
 list(measurer.measure([candidate(SPINS)]))

@@ -28,6 +28,7 @@ from tvmlab.tasks import Task
 
 __all__ = ["Session", "open_database", "run_steps", "warm_records"]
 
+_TRIALS_PER_S = 3  # of which to expect no more, when only the time is limited (docs/benchmarks.md)
 _RECORDS = 64  # earlier schedules of a task that a search starts from
 
 
@@ -179,8 +180,7 @@ def _run_ansor(session: Session, number: int, step: Ansor, defaults: dict[str, f
     earlier = session.trials_of(number)
     total = step.total_trials(len(session.tasks))
     left = total - sum(map(len, earlier.values()))
-    fitted = fit_batch_size(total, len(session.tasks))
-    sizes = (step.batch_size, step.batch_size) if step.batch_size else fitted
+    sizes = (step.batch_size, step.batch_size) if step.batch_size else _fit_batches(session, total)
     allocator = Allocator(
         [task.info for task in session.tasks.values()],
         defaults,
@@ -207,6 +207,13 @@ def _run_ansor(session: Session, number: int, step: Ansor, defaults: dict[str, f
             session.search_s += time.perf_counter() - started
         if under_way is None:
             return
+
+
+def _fit_batches(session: Session, total: int) -> tuple[int, int]:
+    """Batch sizes for the trials that the step's budget and the run's time allow."""
+    limit_s = session.experiment.time_limit_s
+    expected = total if limit_s is None else min(total, int(limit_s * _TRIALS_PER_S))
+    return fit_batch_size(expected, len(session.tasks))
 
 
 @dataclass(frozen=True)

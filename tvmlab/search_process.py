@@ -105,11 +105,11 @@ def _check_same_machine(folder: RunFolder, target: Target) -> None:
 
 
 def _local_measurer(tasks: list[Task], target: Target, folder: RunFolder) -> Measurer:
-    return LocalMeasurer(tasks, target, folder.experiment.measure, folder.path / "log.txt")
+    return LocalMeasurer(tasks, target, folder.experiment.measure, folder.path)
 
 
 def _outcome(session: Session) -> tuple[str, str]:
-    if session.stop.is_set():
+    if session.stop.is_set() and session.trials < session.total_trials:
         return "stopped", "stopped on request; tvmlab resume continues to the total that was asked"
     if session.is_over:
         return "done", "the time limit was reached"

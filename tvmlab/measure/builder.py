@@ -155,4 +155,5 @@ def _link_object(built: Any, library: Path) -> None:
 
 
 if __name__ == "__main__":
+    _answer(("ping",))  # import TVM while the search process still prepares
     serve(int(sys.argv[1]), _answer)

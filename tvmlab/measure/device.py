@@ -19,6 +19,7 @@ from tvmlab.measure.check import difference, make_input
 from tvmlab.measure.process import serve
 
 _CACHE_BYTES = 3 << 30
+_CALL_S = 1e-4  # what calling a kernel from Python may cost beside running it
 
 
 class _Task:
@@ -130,13 +131,19 @@ class Device:
         return time.perf_counter() - started
 
     def _time(self, kernel: Any, task: _Task, first_s: float, options: dict[str, Any]) -> list[float]:
-        """All repeats, seconds. A kernel far behind the best, or slower than a second, keeps its first run only."""
-        best_s = options["best_s"]
-        if first_s > 1.0 or (best_s is not None and first_s > options["slow_factor"] * best_s + 1e-3):
+        """All repeats, seconds. A kernel far behind the best is run once more only, one slower than a second never."""
+        if first_s > 1.0:
             return [first_s]
-        if first_s < 2e-3:
+        limit_s = math.inf
+        if options["best_s"] is not None:
+            limit_s = options["slow_factor"] * options["best_s"] + _CALL_S
+        if first_s > limit_s:
+            first_s = self._run_once(kernel, task)  # the first run paged in code and data
+            if first_s > limit_s:
+                return [first_s]
+        if first_s < options["min_repeat_ms"] / 4e3:
             # The first run also paged the code in; of a short kernel that may be most of it.
-            evaluator = kernel.time_evaluator("main", self._device, number=10, repeat=1)
+            evaluator = kernel.time_evaluator("main", self._device, number=3, repeat=1)
             first_s = float(evaluator(*task.tensors).results[0])
         number = max(1, math.ceil(options["min_repeat_ms"] / 1e3 / max(first_s, 1e-8)))
         evaluator = kernel.time_evaluator("main", self._device, number=number, repeat=options["repeats"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 import time
 from collections.abc import Generator, Sequence
@@ -20,20 +21,25 @@ from tvmlab.tasks import Task, arguments, default_gpu_schedule
 __all__ = ["LocalMeasurer"]
 
 _START_S = 120.0
+_SCRATCH = "scratch-"
 _DEFAULT_TIMEOUT_FACTOR = 15  # an unscheduled kernel is up to this much slower than a user expects of a candidate
 
 
 class LocalMeasurer:
-    """Builds and runs candidates of the given tasks. Use as a context manager: leaving it ends every process."""
+    """Builds and runs candidates of the given tasks. Use as a context manager: leaving it ends every process.
 
-    def __init__(
-        self, tasks: Sequence[Task], target: Target, options: Measure, log: Path, scratch: Path | None = None
-    ) -> None:
+    `folder` takes the workers' output (log.txt) and, while they live, the compiled candidates.
+    """
+
+    def __init__(self, tasks: Sequence[Task], target: Target, options: Measure, folder: Path) -> None:
         assert target.device is not None, "resolved by tune(): a target without its device cannot be measured on"
         self._tasks = {task.key: task for task in tasks}
         self._target = target
         self._options = options
-        self._scratch = tempfile.TemporaryDirectory(prefix="tvmlab-", dir=scratch, ignore_cleanup_errors=True)
+        log = folder / "log.txt"
+        for left in folder.glob(f"{_SCRATCH}*"):  # by a process that was killed
+            shutil.rmtree(left, ignore_errors=True)
+        self._scratch = tempfile.TemporaryDirectory(prefix=_SCRATCH, dir=folder, ignore_cleanup_errors=True)
         self._best_s: dict[str, float] = {}
         self._references: dict[str, Build | Future[Build]] = {}
         workers = options.build_workers or len(os.sched_getaffinity(0))
@@ -69,8 +75,11 @@ class LocalMeasurer:
 
         On a CPU target nothing is built while a candidate runs: both would use the same cores.
         """
-        builds = [self._builders.submit(_to_json(candidate.payload.mod)) for candidate in candidates]
-        return self._run_all(list(candidates), builds)
+        modules = [_to_json(candidate.payload.mod) for candidate in candidates]
+        # The largest programs first: one that takes seconds to compile must not be the last to begin.
+        order = sorted(range(len(modules)), key=lambda index: -len(modules[index]))
+        builds = {index: self._builders.submit(modules[index]) for index in order}
+        return self._run_all(list(candidates), [builds[index] for index in range(len(modules))])
 
     def _run_all(self, candidates: list[Candidate], builds: list[Future[Build]]) -> Generator[Measurement]:
         if self._target.kind == "llvm":

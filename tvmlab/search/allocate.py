@@ -21,15 +21,16 @@ _WINDOW = 3  # batches over which the past slope is taken
 
 
 def fit_batch_size(total_trials: int, tasks: int) -> tuple[int, int]:
-    """Trials in a task's first batch and in its later ones, so that a small budget reaches the tasks a few times.
+    """Trials in a batch of a task without results and in a later one, so that a small budget comes back to each.
 
-    The first batch takes up to a third of an even share (2 to 16), a later one up to a fifth (8 to 64).
+    Without results a batch can only be random, so it takes up to a tenth of an even share (2 to 12); a later one,
+    which the cost models guide, up to a fifth (8 to 64).
 
     >>> fit_batch_size(256, 13), fit_batch_size(20_000, 26)
-    ((6, 8), (16, 64))
+    ((2, 8), (12, 64))
     """
     share = total_trials // max(tasks, 1)
-    return max(2, min(16, share // 3)), max(8, min(64, share // 5 // 8 * 8))
+    return max(2, min(12, share // 10)), max(8, min(64, share // 5 // 8 * 8))
 
 
 @dataclass
@@ -70,8 +71,8 @@ class Allocator:
         return max(open_tasks, key=self._expected_gain).info.key
 
     def is_fresh(self, key: str) -> bool:
-        """Whether no trial of this task was begun."""
-        return self._tasks[key].trials + self._tasks[key].in_flight == 0
+        """Whether no trial of this task has ended."""
+        return self._tasks[key].trials == 0
 
     def begin(self, key: str, trials: int) -> None:
         """So many trials of this task are under way; the next choice counts them as spent."""

@@ -24,8 +24,9 @@ from tvmlab.spaces.sketch import Point, SketchSpace
 __all__ = ["Evolution"]
 
 _EPSILON = 0.1  # share of a batch drawn at random (Ansor section 5: a small constant; TVM takes 0.05)
-_APPLIED = 2  # points applied to a schedule for each one measured
+_APPLIED = 1.5  # points applied to a schedule for each one measured
 _PARENTS = 48
+_ENOUGH = 8  # measured points before a model of them is worth following
 
 
 class Evolution:
@@ -66,7 +67,7 @@ class Evolution:
     def ask(self, count: int) -> list[Candidate]:
         """Up to `count` new candidates; an empty list when the space has no more to give."""
         asked, self._first = self._first[:count], self._first[count:]
-        if len(self._measured) >= count:
+        if len(self._measured) >= _ENOUGH:
             asked += self._evolve(count - len(asked))
         return asked + self._sample(count - len(asked))
 
@@ -107,11 +108,13 @@ class Evolution:
             return []
         applied: list[Candidate] = []
         for point in self._evolve_points():
-            if len(applied) == guided * _APPLIED:
+            if len(applied) >= guided * _APPLIED:
                 break
             candidate = self._space.realize(point)
             if candidate is not None and candidate.sketch >= 0 and self._is_new(candidate):
                 applied.append(candidate)
+            else:
+                self._seen_points.add(_text(point))  # it is refused, or TVM repairs it to a known one, every time
         if not applied:
             return []
         # Both models judge: the knobs know this task, the program features know the other tasks too.
@@ -121,6 +124,7 @@ class Evolution:
         order = [applied[position] for position in np.argsort(-scores, kind="stable")]
         for passed_over in order[guided:]:  # they may be proposed again, when more is known
             self._proposed.discard(passed_over.key)
+            self._seen_points.discard(_text((passed_over.sketch, passed_over.decisions)))
             self._rows.pop(passed_over.key, None)
         return order[:guided]
 
@@ -172,6 +176,7 @@ class Evolution:
                 point = (candidate.sketch, candidate.decisions)
                 self._measured.append((latency, point))
                 self._knob_model.add(self._space.encode(point), latency)
+                self._seen_points.add(_text(point))
         self._measured.sort(key=lambda item: item[0])
         known = [candidate for candidate, _ in found]
         self._cost_model.update(self._space.task_key, self._features(known), [latency for _, latency in found])
