@@ -68,12 +68,12 @@ def main() -> None:
             theirs = folder / f"upstream-{Path(model).stem}-{seed}"
             upstream_s = tune_upstream("tir", model, trials, seed, theirs)
             run, ours_s = tune_tvmlab(model, trials, seed, folder / "runs")
-            # Both from the prepared model to the last trial; tvmlab's includes its workers' start and the default kernel.
+            # Both from the prepared model to the last trial, tvmlab's with its workers' start and default kernel.
             done, search_s = run.progress.trials, run.folder.state.elapsed_s
             times.append((search_s / done) / (upstream_s / trials))
             print(
-                f"{Path(model).stem} seed {seed}: tvmlab {done / search_s:.2f} trials/s ({ours_s:.1f} s with imports and "
-                f"model), upstream {trials / upstream_s:.2f} trials/s",
+                f"{Path(model).stem} seed {seed}: tvmlab {done / search_s:.2f} trials/s ({ours_s:.1f} s in all), "
+                f"upstream {trials / upstream_s:.2f} trials/s",
                 flush=True,
             )
             kernels.append(kernel_ratio(model, run.folder.path, theirs, 3 if asked.quick else 10))
