@@ -172,3 +172,26 @@ def test_a_kernel_that_spins_does_not_outlive_a_killed_parent(tmp_path):
     parent.wait()
     parent.stdout.close()
     assert all(gone(pid) for pid in pids)
+
+
+def test_a_frozen_comparison_does_not_outlive_a_killed_parent(tmp_path):
+    """A stopped process reads no end of file, so the kernel has to end it with its parent."""
+    script = tmp_path / "parent.py"
+    script.write_text(
+        "import sys, time\n"
+        "from pathlib import Path\n"
+        "from tvmlab.measure.process import WorkerProcess\n"
+        "worker = WorkerProcess('tvmlab.measure.whole_model', [], Path(sys.argv[1]), {})\n"
+        "print(worker.request(('nothing',), 60)[0], flush=True)\n"
+        "worker.pause()\n"
+        "print(worker.pid, flush=True)\n"
+        "time.sleep(60)\n"
+    )
+    command = [sys.executable, str(script), str(tmp_path / "log.txt")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout.readline() == "error\n"
+        worker = psutil.Process(int(parent.stdout.readline()))
+        assert worker.status() == psutil.STATUS_STOPPED
+        parent.kill()
+    psutil.wait_procs([worker], timeout=10)
+    assert not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE

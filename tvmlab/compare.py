@@ -74,7 +74,7 @@ def compare(
     repeats: int = 30,
     threads: int | None = None,
 ) -> Comparison:
-    """Time the run's compiled model and the baselines, interleaved, each in a process of its own.
+    """Time the run's compiled model and the baselines in turns, each in a process of its own, the others frozen.
 
     A baseline is "untuned", "onnxruntime", or another run of the same model (id or folder). `threads` is the number
     each may use (default: the target's cores). The result is also written to the run folder as compare.json.
@@ -98,8 +98,12 @@ def compare(
     workers = {
         name: WorkerProcess("tvmlab.measure.whole_model", [], folder.path / "log.txt", environment) for name in loaded
     }
+    for worker in workers.values():
+        worker.start()  # here and not in a pool's thread: they end with the thread that started them
     try:
         outputs = _load_all(workers, loaded, threads)
+        for name in loaded.keys() - subjects.keys():
+            workers[name].kill()
         samples = _take_turns({name: workers[name] for name in subjects}, repeats)
     finally:
         for worker in workers.values():
@@ -147,17 +151,30 @@ def _load_all(
 
 
 def _take_turns(workers: dict[str, WorkerProcess], repeats: int) -> dict[str, list[float]]:
-    """Samples in seconds. One inference of each in every round, in an order that rotates; slow ones less often."""
-    samples = {name: list(_ask(name, worker, ("time", 1), _TURN_S)) for name, worker in workers.items()}
-    every = {name: min(max(1, round(values[0] / _SLOW_S)), max(1, repeats // 3)) for name, values in samples.items()}
-    samples = {name: [] for name in workers}
+    """Samples in seconds. One inference of each in every round, in an order that rotates; slow ones less often.
+
+    All but the one whose turn it is are frozen, because the idle threads of TVM and of onnxruntime spin.
+    """
+    for worker in workers.values():
+        worker.pause()
+    once = {name: _turn(name, worker) for name, worker in workers.items()}
+    every = {name: min(max(1, round(values[0] / _SLOW_S)), max(1, repeats // 3)) for name, values in once.items()}
+    samples: dict[str, list[float]] = {name: [] for name in workers}
     names = list(workers)
     for number in range(repeats):
         start = number % len(names)
         for name in names[start:] + names[:start]:
             if number % every[name] == 0:
-                samples[name] += _ask(name, workers[name], ("time", 1), _TURN_S)
+                samples[name] += _turn(name, workers[name])
     return samples
+
+
+def _turn(name: str, worker: WorkerProcess) -> list[float]:
+    worker.proceed()
+    try:
+        return _ask(name, worker, ("time", 1), _TURN_S)
+    finally:
+        worker.pause()
 
 
 def _ask(name: str, worker: WorkerProcess, message: tuple[Any, ...], timeout_s: float) -> Any:

@@ -5,6 +5,7 @@ TVM's popen workers are started anew for every batch and can outlive a killed pa
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import socket
@@ -16,7 +17,10 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import IO, Any
 
-__all__ = ["WorkerDied", "WorkerProcess", "WorkerTimeout", "serve"]
+__all__ = ["WorkerDied", "WorkerProcess", "WorkerTimeout", "end_with_parent_thread", "serve"]
+
+
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 class WorkerDied(Exception):
@@ -87,6 +91,16 @@ class WorkerProcess:
             return f"killed by {signal.Signals(-code).name}"
         return f"ended with exit code {code}"
 
+    def pause(self) -> None:
+        """Freeze the process: an idle thread pool spins for a while, and would take the cores from whom is measured."""
+        if self.pid is not None:
+            os.killpg(self.pid, signal.SIGSTOP)
+
+    def proceed(self) -> None:
+        """Let a paused process go on."""
+        if self.pid is not None:
+            os.killpg(self.pid, signal.SIGCONT)
+
     def kill(self) -> None:
         """End the process and everything it started."""
         if self._process is not None:
@@ -104,6 +118,12 @@ class WorkerProcess:
         if self._connection is not None:
             self._connection.close()
             self._connection = None
+
+
+def end_with_parent_thread() -> None:
+    """On Linux, have the kernel kill this process when the thread that started it ends, even while it is frozen."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def serve(file_descriptor: int, answer: Callable[[Any], Any]) -> None:

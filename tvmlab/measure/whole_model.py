@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from tvmlab.measure.process import serve
+from tvmlab.measure.process import end_with_parent_thread, serve
 from tvmlab.models import Model, load_model
 from tvmlab.records import RunFolder
 from tvmlab.targets import target as named_target
@@ -101,4 +101,5 @@ _RUNTIMES: dict[str, Callable[[Model, RunFolder, int], _Run]] = {
 BASELINES = tuple(name for name in _RUNTIMES if name != "tvmlab")
 
 if __name__ == "__main__":
+    end_with_parent_thread()
     serve(int(sys.argv[1]), Subject().answer)
