@@ -23,14 +23,14 @@ _WINDOW = 3  # batches over which the past slope is taken
 def fit_batch_size(total_trials: int, tasks: int) -> tuple[int, int]:
     """Trials in a batch of a task without results and in a later one, so that a small budget comes back to each.
 
-    Without results a batch can only be random, so it takes up to a tenth of an even share (2 to 12); a later one,
-    which the cost models guide, up to a fifth (8 to 64).
+    Without results a batch can only be random, so it takes up to an eighth of an even share (2 to 16); a later
+    one, which the cost models guide, up to a fifth (8 to 64).
 
     >>> fit_batch_size(256, 13), fit_batch_size(20_000, 26)
-    ((2, 8), (12, 64))
+    ((2, 8), (16, 64))
     """
     share = total_trials // max(tasks, 1)
-    return max(2, min(12, share // 10)), max(8, min(64, share // 5 // 8 * 8))
+    return max(2, min(16, share // 8)), max(8, min(64, share // 5 // 8 * 8))
 
 
 @dataclass
