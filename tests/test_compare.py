@@ -90,7 +90,16 @@ class FakeSubject:
 
     def request(self, message, timeout_s):
         self.order.append(self.name)
+        assert not self.frozen
         return "ok", [self.seconds] * message[1]
+
+    frozen = False
+
+    def pause(self):
+        self.frozen = True
+
+    def proceed(self):
+        self.frozen = False
 
 
 def test_the_order_rotates_and_a_slow_one_takes_fewer_turns():
@@ -98,6 +107,7 @@ def test_the_order_rotates_and_a_slow_one_takes_fewer_turns():
     workers = {name: FakeSubject(name, s, order) for name, s in (("a", 0.01), ("b", 0.02), ("slow", 1.0))}
     samples = _take_turns(workers, 12)
     assert {name: len(values) for name, values in samples.items()} == {"a": 12, "b": 12, "slow": 3}
+    assert all(worker.frozen for worker in workers.values())
     rounds = order[3:]  # the first three were to see who is slow
     assert rounds[:3] != rounds[3:5] and {rounds[0], rounds[3]} == {"a", "b"}
 
