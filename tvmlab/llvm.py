@@ -25,6 +25,10 @@ _LEVELS = {
 }
 _ARM_FLAGS = {"sve": "+sve", "asimddp": "+dotprod", "asimdhp": "+fullfp16"}
 
+# Schedules say themselves what is a vector. LLVM's search for further ones in straight-line code takes up to half of
+# an unrolled kernel's compile time and seldom finds one worth having (docs/tvm.md).
+OPTIONS = ("-vectorize-slp=0",)
+
 
 def host_name() -> str:
     """LLVM's name of this machine's CPU."""

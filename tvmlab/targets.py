@@ -169,7 +169,8 @@ def targets(*, cache_dir: str | Path | None = None, refresh: bool = False) -> Ta
 def cpu_target(cpu: Cpu, cache_dir: Path, *, refresh: bool = False) -> Target:
     """The attached CPU as a target: LLVM's name for it, checked against what the CPU says it has."""
     mcpu, mattr, note = llvm.host_code(llvm.host_name(), cpu.flags)
-    attrs = {"kind": "llvm", "mcpu": mcpu, "num-cores": cpu.cores} | ({"mattr": mattr} if mattr else {})
+    attrs = {"kind": "llvm", "mcpu": mcpu, "num-cores": cpu.cores, "cl-opt": list(llvm.OPTIONS)}
+    attrs |= {"mattr": mattr} if mattr else {}
     extensions = cpu.extensions or sorted(llvm.features(attrs) & {"avx512f", "avx2", "sse4.2", "sve", "neon"})
     details = {
         "cores": cpu.cores, "vector_extensions": extensions, "memory_bytes": cpu.memory_bytes,
@@ -239,7 +240,8 @@ def target(name: str, *, cache_dir: str | Path | None = None) -> Target:
     if name in ("auto", "cpu") or re.fullmatch(r"cuda(:\d+)?", name):
         return _attached(name, cache_dir)
     if name.startswith("cpu:"):
-        attrs = {"kind": "llvm", "mcpu": name.removeprefix("cpu:"), "num-cores": read_cpu().cores}
+        mcpu = name.removeprefix("cpu:")
+        attrs = {"kind": "llvm", "mcpu": mcpu, "num-cores": read_cpu().cores, "cl-opt": list(llvm.OPTIONS)}
         return _compile_only(name, attrs)
     if known := cuda_attrs(name):
         return Target(name, f"any {name} GPU (compile only)", "cuda", known[0], None, known[1])
