@@ -5,6 +5,7 @@ Nothing here imports TVM, so results can be read, plotted and tested on a machin
 
 from __future__ import annotations
 
+import re
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -12,11 +13,15 @@ from statistics import median
 from typing import Any, Protocol
 
 __all__ = [
+    "ALGORITHMS",
+    "Assignment",
     "Candidate",
+    "EnumeratedSpace",
     "InputError",
     "Measurement",
     "Measurer",
     "MissingTool",
+    "Packing",
     "RecordError",
     "Roofline",
     "RunError",
@@ -177,17 +182,95 @@ class Trial:
         return median(self.latencies_s) if self.ok else None
 
 
+ALGORITHMS = ("direct", "winograd2", "winograd4")
+
+
+@dataclass(frozen=True, order=True)
+class Packing:
+    """How one convolution is computed: its layout NCHW[x]c, and its algorithm.
+
+    `block` is the number x of channels in the innermost axis, 0 for plain NCHW. `algorithm` is one of ALGORITHMS:
+    winograd2 and winograd4 are F(2x2, 3x3) and F(4x4, 3x3). A dense layer's block is of its output features.
+    Raises InputError for a combination that does not exist.
+
+    >>> str(Packing(16, "winograd4")), str(Packing(8)), str(Packing())
+    ('NCHW16c winograd4', 'NCHW8c', 'NCHW')
+    """
+
+    block: int = 0
+    algorithm: str = "direct"
+
+    def __post_init__(self) -> None:
+        if self.block < 0 or self.algorithm not in ALGORITHMS:
+            raise InputError(
+                f"there is no packing of block {self.block}, {self.algorithm!r}",
+                remedy=f"use a block of at least 0 and one of {', '.join(ALGORITHMS)}",
+            )
+        if not self.block and self.algorithm != "direct":
+            raise InputError(f"{self.algorithm} needs packed channels", remedy="use a block of 8, 16 or 32, say")
+
+    def __str__(self) -> str:
+        layout = f"NCHW{self.block}c" if self.block else "NCHW"
+        return layout if self.algorithm == "direct" else f"{layout} {self.algorithm}"
+
+    @classmethod
+    def parse(cls, text: str) -> Packing:
+        """The packing of a text. Raises InputError for any other text.
+
+        >>> Packing.parse("NCHW16c winograd4")
+        Packing(block=16, algorithm='winograd4')
+        """
+        match = re.fullmatch(r"NCHW(?:([1-9]\d*)c)?(?: (\w+))?", text.strip())
+        if not match:
+            raise InputError(f"{text!r} is not a packing", remedy="write 'NCHW', 'NCHW16c' or 'NCHW16c winograd4'")
+        return cls(int(match[1] or 0), match[2] or "direct")
+
+
+Assignment = dict[str, Packing]  # the packing of each convolution and dense layer, by the name of its site
+
+
+class EnumeratedSpace(Protocol):
+    """A space whose points are numbered: the values of a few knobs, in every combination.
+
+    `radices[k]` is the number of values of knob k. The index of a point is its mixed-radix number, the first knob
+    changing fastest. A space may have 10 points or 10^9, and not all of them need be valid.
+    """
+
+    task_key: str
+    radices: tuple[int, ...]
+
+    def __len__(self) -> int:
+        """The product of the radices."""
+        ...
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """The values of the knobs at a point."""
+        ...
+
+    def realize(self, index: int) -> Candidate | None:
+        """The candidate at a point, with `decisions == [index]`; None where the point is not valid."""
+        ...
+
+    def encode(self, index: int) -> Any:
+        """The point as a float32 vector, of the same length for all points."""
+        ...
+
+    def starts(self) -> Sequence[int]:
+        """The points worth trying first, the best guess first; may be empty."""
+        ...
+
+
 class Strategy(Protocol):
     """Proposes candidates of one task and is told their measurements; it never measures.
 
-    `ask` changes nothing that another `ask` could see until `tell` answers it, and returns an empty list when the
-    space is exhausted.
+    `ask` may be called again before the candidates of the last one are told. An empty list means that the space is
+    exhausted.
     """
 
     name: str
 
     def ask(self, count: int) -> list[Candidate]:
-        """Up to `count` candidates, none of them told before."""
+        """Up to `count` candidates, none of them asked for before."""
         ...
 
     def tell(self, candidates: Sequence[Candidate], trials: Sequence[Trial]) -> None:

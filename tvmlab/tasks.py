@@ -11,7 +11,9 @@ from typing import Any
 import pandas as pd
 
 from tvmlab.compat import load_meta_schedule, structural_key, to_plain
-from tvmlab.core import InputError, TaskInfo
+from tvmlab.core import Assignment, InputError, TaskInfo
+from tvmlab.fold import fold
+from tvmlab.layouts import pack
 from tvmlab.models import Model, load_model
 from tvmlab.targets import Target
 from tvmlab.targets import target as named_target
@@ -65,19 +67,24 @@ def tasks(model: str | Model, target: str | Target = "auto") -> pd.DataFrame:
     return frame.sort_values("share", ascending=False)
 
 
-def lower(model: Model, target: Target) -> tuple[Any, dict[str, str]]:
-    """The model as fused TensorIR functions, unscheduled; and the kernel class of each function by name."""
+def lower(model: Model, target: Target, assignment: Assignment | None = None) -> tuple[Any, dict[str, str]]:
+    """The model as fused TensorIR functions, unscheduled; and the kernel class of each function by name.
+
+    With an assignment its convolutions are packed (`tvmlab.layouts.pack`), else everything stays in NCHW. Raises
+    InputError for an assignment that the model cannot have.
+    """
     import tvm
     from tvm.relax import transform
 
     load_meta_schedule(target.kind)
-    module = model.module
-    operators = _operator_names(module)
     with target.to_tvm(), tvm.transform.PassContext(opt_level=3):
+        module = tvm.transform.Sequential([transform.DecomposeOpsForInference(), transform.CanonicalizeBindings()])(
+            model.module
+        )
+        module = fold(module) if assignment is None else pack(module, assignment)
+        operators = _operator_names(module)
         module = tvm.transform.Sequential(
             [
-                transform.DecomposeOpsForInference(),
-                transform.CanonicalizeBindings(),
                 transform.FoldConstant(),
                 transform.LegalizeOps(),
                 transform.AnnotateTIROpPattern(),
@@ -89,9 +96,9 @@ def lower(model: Model, target: Target) -> tuple[Any, dict[str, str]]:
         return transform.FuseTIR()(module), classes
 
 
-def extract(model: Model, target: Target) -> list[Task]:
-    """The distinct tasks of a model on a target, in the order TVM finds them."""
-    return extract_from(*lower(model, target), target)
+def extract(model: Model, target: Target, assignment: Assignment | None = None) -> list[Task]:
+    """The distinct tasks of a model on a target, in the order TVM finds them; packed by an assignment, if given."""
+    return extract_from(*lower(model, target, assignment), target)
 
 
 def extract_from(lowered: Any, classes: dict[str, str], target: Target) -> list[Task]:
