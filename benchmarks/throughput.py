@@ -17,11 +17,12 @@ from common import conv_model, matmul_model, report, tune_tvmlab, tune_upstream
 
 from tvmlab.compat import load_meta_schedule
 from tvmlab.experiment import Measure
-from tvmlab.loop import open_database, warm_records
 from tvmlab.measure.local import LocalMeasurer
 from tvmlab.models import load_model
+from tvmlab.session import open_database
 from tvmlab.spaces.sketch import SketchSpace
 from tvmlab.stats import bootstrap_ratio
+from tvmlab.strategies import warm_records
 from tvmlab.targets import target
 from tvmlab.tasks import extract
 

@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 
 from tvmlab.core import Roofline, TaskInfo
-from tvmlab.search.allocate import Allocator, fit_batch_size
+from tvmlab.search.allocate import Allocator, fit_batch_size, fit_template_batches
 
 ROOFLINE = Roofline(peak_gflops=100.0, bandwidth_gbs=100.0)
 
@@ -149,3 +149,29 @@ def test_batch_sizes_fit_the_budget(total, tasks):
     assert 2 <= first <= 16 and 8 <= later <= 64 and later % 8 == 0
     if total >= 48 * tasks:
         assert later <= total // tasks / 5
+
+
+def test_a_task_gets_no_more_than_its_share():
+    tasks = [task("a"), task("b")]
+    allocator = Allocator(tasks, {"a": 1.0, "b": 1e-3}, None, 1000, task_trials=20)
+    assert allocator.room("a") == 20
+    allocator.record("a", [0.9, None])
+    allocator.begin("a", 8)
+    assert allocator.room("a") == 10 and allocator.next_task() == "a"
+    allocator.begin("a", 10)
+    assert allocator.room("a") == 0 and allocator.next_task() == "b"
+    allocator.record("b", [1e-3] * 20)
+    assert allocator.next_task() is None
+
+
+def test_without_a_limit_there_is_always_room():
+    allocator = make([task("a")], {"a": 1.0})
+    allocator.record("a", [1.0] * 900)
+    assert allocator.room("a") > 10**9
+
+
+@pytest.mark.parametrize(("total", "tasks"), [(1, 1), (100, 20), (900, 20), (20_000, 10), (10**8, 1)])
+def test_a_templates_batches_begin_with_its_starting_points(total, tasks):
+    first, later = fit_template_batches(total, tasks)
+    assert 8 <= first <= 16 and 8 <= later <= 32 and later % 8 == 0
+    assert fit_template_batches(10 * total, tasks) >= (first, later)

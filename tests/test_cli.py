@@ -16,7 +16,8 @@ import pytest
 
 from tvmlab import cli
 from tvmlab.core import InputError
-from tvmlab.experiment import Ansor, Experiment, Measure
+from tvmlab.experiment import STEPS, Ansor, AutoTVM, Experiment, Measure
+from tvmlab.flags import flag
 
 TRIALS = [("conv2d_relu", 250.0), ("dense", 100.0)]
 
@@ -93,16 +94,18 @@ def test_every_knob_has_a_flag_with_its_help_and_default(capsys):
     said = " ".join(capsys.readouterr().out.split())
     knobs = [
         (name, knob)
-        for options in (Experiment, Ansor, Measure)
+        for options in (Experiment, *STEPS, Measure)
         for name, knob in options.model_fields.items()
         if name not in ("model", "steps", "measure", "kind")
     ]
     assert len(knobs) > 15
     for name, knob in knobs:
-        assert cli._flag(name) in said
+        assert flag(name) in said
         assert knob.description in said
         if isinstance(knob.default, int | float) and not isinstance(knob.default, bool):
-            assert f"{knob.description} (default: {knob.default})" in said
+            default = said.partition(f"{knob.description} (default: ")[2].partition(")")[0]
+            assert str(knob.default) in default.replace(",", "").split()
+    assert "early_stopping_threshold" in dict(knobs) and "(default: Ansor 250, AutoTVM 500)" in said
 
 
 def test_tune_without_flags_asks_for_the_defaults(tuned, capsys):
@@ -126,9 +129,18 @@ def test_tune_passes_every_kind_of_flag(tuned, tmp_path):
     assert tuned["dir"] == str(tmp_path)
 
 
+def test_tune_chooses_the_step(tuned):
+    flags = "--step autotvm --kernel-trials 64 --tuner genetic --max-trials 128 --warm-start a --no-wait"
+    assert cli.main(["tune", "alexnet", *flags.split()]) == 0
+    step = AutoTVM(kernel_trials=64, tuner="genetic", max_trials=128, warm_start=["a"])
+    assert tuned["e"] == Experiment(model="alexnet", steps=[step])
+
+
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
+        (["--step", "autotvm", "--population", "16"], "AutoTVM has no knob 'population': its knobs are kernel_trials"),
+        (["--tuner", "xgb"], "Ansor has no knob 'tuner'"),
         (["--batch", "0"], "Experiment(batch=0) is not usable: batch should be greater than or equal to 1"),
         (["--max-trials", "-3"], "Ansor(max_trials=-3) is not usable"),
         (["--dim", "n"], "--dim 'n' is not usable: write NAME=SIZE"),
@@ -199,7 +211,7 @@ def test_compare_passes_its_baselines(make_run, replaced, capsys):
     replaced("run", "attach", lambda name, runs_dir=None: run)
     replaced("compare", "compare", lambda given, **how: asked.update(run=given, **how) or "the comparison")
     assert cli.main(["compare", run.id, "--baseline", "onnxruntime", "--repeats", "5"]) == 0
-    assert asked == {"run": run, "baselines": ["onnxruntime"], "repeats": 5}
+    assert asked == {"run": run, "baselines": ["onnxruntime"], "repeats": 5, "threads": None}
     assert capsys.readouterr().out == "the comparison\n"
 
 

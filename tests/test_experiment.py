@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tvmlab.core import InputError
-from tvmlab.experiment import Ansor, Experiment, Measure, unit_of
+from tvmlab.experiment import STEPS, Ansor, AutoTVM, Experiment, Measure, unit_of
 
 NAMES = st.text(st.characters(blacklist_categories=("Cs",)), min_size=1, max_size=12)
 ANSOR = st.builds(
@@ -18,6 +18,15 @@ ANSOR = st.builds(
     batch_size=st.none() | st.integers(1, 1024),
     population=st.integers(8, 65536),
     generations=st.integers(1, 100),
+    warm_start=st.lists(NAMES, max_size=2),
+)
+AUTOTVM = st.builds(
+    AutoTVM,
+    kernel_trials=st.integers(1, 100_000),
+    early_stopping_threshold=st.integers(1, 100_000),
+    tuner=st.sampled_from(["xgb", "genetic", "random", "grid"]),
+    max_trials=st.none() | st.integers(1, 100_000_000),
+    batch_size=st.none() | st.integers(1, 1024),
     warm_start=st.lists(NAMES, max_size=2),
 )
 MEASURE = st.builds(
@@ -35,7 +44,7 @@ EXPERIMENT = st.builds(
     target=NAMES,
     batch=st.integers(1, 65536),
     dims=st.dictionaries(NAMES, st.integers(1, 10**6), max_size=2),
-    steps=st.lists(ANSOR, min_size=1, max_size=3),
+    steps=st.lists(ANSOR | AUTOTVM, min_size=1, max_size=3),
     seed=st.integers(0, 2**31 - 1),
     time_limit_s=st.none() | st.floats(1e-3, 1e9),
     measure=MEASURE,
@@ -50,7 +59,7 @@ def test_json_round_trip(experiment):
 
 @given(EXPERIMENT)
 def test_code_makes_the_same_object(experiment):
-    names = {"Experiment": Experiment, "Ansor": Ansor, "Measure": Measure}
+    names = {"Experiment": Experiment, "Ansor": Ansor, "AutoTVM": AutoTVM, "Measure": Measure}
     assert eval(experiment.code(), names) == experiment
 
 
@@ -76,6 +85,8 @@ def test_options_are_frozen():
         (lambda: Ansor(trials_per_kernel=100_001), "trials_per_kernel", "100001", "100000"),
         (lambda: Ansor(population=7), "population", "7", "8"),
         (lambda: Ansor(max_trials=0), "max_trials", "0", "1"),
+        (lambda: AutoTVM(kernel_trials=0), "kernel_trials", "0", "1"),
+        (lambda: AutoTVM(tuner="annealing"), "tuner", "'annealing'", "'xgb', 'genetic', 'random' or 'grid'"),
         (lambda: Measure(min_repeat_ms=0.0), "min_repeat_ms", "0.0", "greater than 0"),
         (lambda: Measure(slow_factor=0.5), "slow_factor", "0.5", "1"),
         (lambda: Experiment(model="m", batch=0), "batch", "0", "1"),
@@ -83,7 +94,7 @@ def test_options_are_frozen():
         (lambda: Experiment(model="m", time_limit_s=0), "time_limit_s", "0", "greater than 0"),
         (lambda: Experiment(model="m", dims={"n": 0}), "dims", "'n': 0", "at least 1"),
         (lambda: Experiment(model="m", measure={"repeats": 0}), "repeats", "0", "1"),
-        (lambda: Experiment(model="m", steps=[{"population": 7}]), "population", "7", "8"),
+        (lambda: Experiment(model="m", steps=[{"kind": "ansor", "population": 7}]), "population", "7", "8"),
     ],
 )
 def test_out_of_range_names_knob_value_and_limit(make, knob, value, limit):
@@ -115,8 +126,9 @@ def test_out_of_range_names_knob_value_and_limit(make, knob, value, limit):
         ({"steps": [3]}, "steps.0"),
         ({"measure": {"check": 1}}, "check"),
         ({"measure": {"repeats": True}}, "repeats"),
-        ({"steps": [{"warm_start": "a-run"}]}, "warm_start"),
-        ({"steps": [{"max_trials": "64"}]}, "max_trials"),
+        ({"steps": [{"kind": "ansor", "warm_start": "a-run"}]}, "warm_start"),
+        ({"steps": [{"kind": "autotvm", "max_trials": "64"}]}, "max_trials"),
+        ({"steps": [{"kind": "autotvm", "tuner": "annealing"}]}, "tuner"),
     ],
 )
 def test_wrong_types_are_refused_and_named(values, knob):
@@ -128,6 +140,8 @@ def test_wrong_types_are_refused_and_named(values, knob):
 def test_unknown_knob_lists_the_known_ones():
     with pytest.raises(InputError, match=r"Ansor has no knob 'trials'.*max_trials"):
         Ansor(trials=3)
+    with pytest.raises(InputError, match=r"^AutoTVM has no knob 'trials': its knobs are kernel_trials"):
+        Experiment(model="alexnet", steps=[{"kind": "autotvm", "trials": 3}])
     with pytest.raises(InputError, match="'modle'"):
         Experiment(modle="alexnet")
 
@@ -137,9 +151,12 @@ def test_missing_model():
         Experiment()
 
 
-def test_unknown_step():
-    with pytest.raises(InputError, match=r"steps.*'annealing'"):
-        Experiment(model="alexnet", steps=[{"kind": "annealing"}])
+@pytest.mark.parametrize("step", [{"kind": "annealing"}, {"population": 16}, {}])
+def test_unknown_step(step):
+    with pytest.raises(InputError, match=r"^steps\.1: unknown step") as caught:
+        Experiment(model="alexnet", steps=[Ansor(), step])
+    assert repr(step) in str(caught.value)
+    assert all(f"{known.__name__}(...)" in str(caught.value) for known in STEPS)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"model": "m", "seed": 1.5}', '{"model": "m", "color": 1}'])
@@ -154,8 +171,12 @@ def test_total_trials():
     assert Ansor(trials_per_kernel=8, max_trials=10).total_trials(3) == 10
     assert Ansor(trials_per_kernel=8, max_trials=100).total_trials(3) == 24
 
+    assert (AutoTVM().total_trials(3), AutoTVM().task_trials) == (6000, 2000)
+    assert AutoTVM(kernel_trials=8, max_trials=10).total_trials(3) == 10
+    assert Ansor(trials_per_kernel=8).task_trials is None
 
-@pytest.mark.parametrize("options", [Ansor, Measure, Experiment])
+
+@pytest.mark.parametrize("options", [*STEPS, Measure, Experiment])
 def test_every_knob_carries_its_help_and_shows_it(options):
     shown = (options(model="alexnet") if options is Experiment else options())._repr_html_()
     for name, field in options.model_fields.items():

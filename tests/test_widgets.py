@@ -12,7 +12,7 @@ import pytest
 
 import tvmlab
 from tvmlab.core import InputError, RunError, TaskInfo, Trial, TrialStatus
-from tvmlab.experiment import Ansor, Experiment, Measure, unit_of
+from tvmlab.experiment import Ansor, AutoTVM, Experiment, Measure, unit_of
 from tvmlab.records import RunFolder, TrialWriter
 from tvmlab.widgets import monitor as monitor_module
 from tvmlab.widgets.form import Form, step_classes
@@ -145,6 +145,22 @@ def test_a_new_step_class_appears_by_itself(monkeypatch):
     form.steps[0].choice.value = Droplet
     assert type(form.experiment.steps[0]) is Droplet
     assert form.experiment.steps[0].max_trials is None
+
+
+def test_autotvm_can_be_chosen_and_its_tuner_too():
+    form = Form(Experiment(model="alexnet"))
+    step = form.steps[0]
+    assert [label for label, _ in step.choice.options] == [cls.__name__ for cls in step_classes()]
+    step.choice.value = AutoTVM
+    knobs = step.group.knobs
+    assert tuple(knobs["tuner"].control.options) == ("xgb", "genetic", "random", "grid")
+    assert list(knobs) == [name for name in AutoTVM.model_fields if name != "kind"]
+    knobs["tuner"].control.value = "genetic"
+    knobs["kernel_trials"].control.value = "64"
+    assert form.experiment.steps == (AutoTVM(kernel_trials=64, tuner="genetic"),)
+    assert "AutoTVM(kernel_trials=64, tuner='genetic')" in form.code()
+    assert "from tvmlab import AutoTVM, Experiment" in form.code()
+    assert not form.start_button.disabled
 
 
 @pytest.mark.parametrize(

@@ -12,12 +12,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from tvmlab.core import InputError, RunError, TrialStatus, TvmlabError
+from tvmlab.core import RunError, TrialStatus, TvmlabError
 
 if TYPE_CHECKING:
-    from pydantic.fields import FieldInfo
-
-    from tvmlab.experiment import Experiment, Options
+    from tvmlab.experiment import Options
     from tvmlab.run import Progress, Run
 
 __all__ = ["main"]
@@ -64,74 +62,6 @@ class _Command:
     call: Callable[[argparse.Namespace], int]
 
 
-# Flags from the option classes
-
-
-def _add_knobs(parser: argparse.ArgumentParser, options: type[Options], skip: Sequence[str] = ()) -> None:
-    """A flag for each knob, with its help text and default. Only flags that are given end up in the
-    namespace."""
-    group = parser.add_argument_group(options.__name__)
-    for name, field in options.model_fields.items():
-        if name not in (*skip, "kind"):
-            group.add_argument(_flag(name), dest=name, default=argparse.SUPPRESS, **_argument(name, field))
-
-
-def _flag(name: str) -> str:
-    """`time_limit_s` -> `--time-limit`; seconds are the unit one expects."""
-    return "--" + {"dims": "dim"}.get(name, name.removesuffix("_s")).replace("_", "-")
-
-
-def _argument(name: str, field: FieldInfo) -> dict[str, Any]:
-    """What argparse needs to know of a knob: how to parse it, and what to say of it."""
-    from tvmlab.experiment import unit_of
-
-    text = (field.description or name).replace("%", "%%")
-    default = field.get_default(call_default_factory=True)
-    shown = f" (default: {default})" if default not in (None, (), {}) else ""
-    kinds = _kinds(field.annotation)
-    if bool in kinds:
-        return {"action": argparse.BooleanOptionalAction, "help": text + shown}
-    if dict in kinds:
-        return {"action": "append", "metavar": "NAME=SIZE", "help": f"{text}; repeat for each"}
-    if tuple in kinds:
-        return {"nargs": "+", "metavar": "RUN", "help": text}
-    kind = next(kind for kind in (int, float, str) if kind in kinds)
-    unit = unit_of(field)
-    return {"type": kind, "metavar": unit.upper() or kind.__name__.upper(), "help": text + shown}
-
-
-def _kinds(annotation: Any) -> set[Any]:
-    """The plain types of an annotation: `int | None` -> {int, NoneType}, `tuple[str, ...]` -> {tuple}."""
-    from types import UnionType
-    from typing import Union, get_args, get_origin
-
-    if get_origin(annotation) in (Union, UnionType):
-        return {get_origin(part) or part for part in get_args(annotation)}
-    return {get_origin(annotation) or annotation}
-
-
-def _given(args: argparse.Namespace, options: type[Options]) -> dict[str, Any]:
-    """The knobs of this class that were given as flags."""
-    found = {name: getattr(args, name) for name in options.model_fields if hasattr(args, name)}
-    if "dims" in found:
-        found["dims"] = dict(map(_dimension, found["dims"]))
-    return found
-
-
-def _dimension(text: str) -> tuple[str, int]:
-    name, _, size = text.partition("=")
-    if not name or not size.isdecimal():
-        raise InputError(f"--dim {text!r} is not usable", remedy="write NAME=SIZE, such as sequence=128")
-    return name, int(size)
-
-
-def _experiment(args: argparse.Namespace) -> Experiment:
-    from tvmlab.experiment import Ansor, Experiment, Measure
-
-    step, measure = Ansor(**_given(args, Ansor)), Measure(**_given(args, Measure))
-    return Experiment(**_given(args, Experiment), steps=(step,), measure=measure)
-
-
 # Commands
 
 
@@ -162,9 +92,10 @@ def _targets(args: argparse.Namespace) -> int:
 
 def _tasks_flags(parser: argparse.ArgumentParser) -> None:
     from tvmlab.experiment import Experiment
+    from tvmlab.flags import add_knobs
 
     parser.add_argument("model", metavar="MODEL", help=Experiment.model_fields["model"].description)
-    _add_knobs(parser, Experiment, skip=_only(Experiment, "target"))
+    add_knobs(parser, Experiment, skip=_only(Experiment, "target"))
 
 
 def _only(options: type[Options], *kept: str) -> list[str]:
@@ -173,27 +104,30 @@ def _only(options: type[Options], *kept: str) -> list[str]:
 
 def _tasks(args: argparse.Namespace) -> int:
     from tvmlab.experiment import Experiment
+    from tvmlab.flags import given_knobs
     from tvmlab.tasks import tasks
 
-    experiment = Experiment(**_given(args, Experiment))
+    experiment = Experiment(**given_knobs(args, Experiment))
     return _show(tasks(experiment.model, experiment.target))
 
 
 def _tune_flags(parser: argparse.ArgumentParser) -> None:
-    from tvmlab.experiment import Ansor, Experiment, Measure
+    from tvmlab.experiment import Experiment, Measure
+    from tvmlab.flags import add_knobs, add_steps
 
     parser.add_argument("model", metavar="MODEL", help=Experiment.model_fields["model"].description)
     _runs_dir_flag(parser)
     parser.add_argument("--no-wait", action="store_true", help="start the run, print its id and return")
-    _add_knobs(parser, Experiment, skip=("model", "steps", "measure"))
-    _add_knobs(parser, Ansor)
-    _add_knobs(parser, Measure)
+    add_knobs(parser, Experiment, skip=("model", "steps", "measure"))
+    add_steps(parser)
+    add_knobs(parser, Measure)
 
 
 def _tune(args: argparse.Namespace) -> int:
+    from tvmlab.flags import given_experiment
     from tvmlab.run import tune
 
-    return _begin(tune(_experiment(args), args.runs_dir), args.no_wait)
+    return _begin(tune(given_experiment(args), args.runs_dir), args.no_wait)
 
 
 def _resume_flags(parser: argparse.ArgumentParser) -> None:
@@ -237,13 +171,36 @@ def _compare_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--baseline", nargs="+", default=["untuned", "onnxruntime"], metavar="NAME",
                         help="what to time beside the run (default: untuned onnxruntime)")  # fmt: skip
     parser.add_argument("--repeats", type=int, default=30, help="timed inferences of each (default: 30)")
+    parser.add_argument("--threads", type=int, metavar="N", help="how many threads each may use (default: the cores)")
 
 
 def _compare(args: argparse.Namespace) -> int:
     from tvmlab.compare import compare
     from tvmlab.run import attach
 
-    return _show(compare(attach(args.run, args.runs_dir), baselines=args.baseline, repeats=args.repeats))
+    run = attach(args.run, args.runs_dir)
+    return _show(compare(run, baselines=args.baseline, repeats=args.repeats, threads=args.threads))
+
+
+def _profile_flags(parser: argparse.ArgumentParser) -> None:
+    _run_flags(parser)
+    parser.add_argument("--repeats", type=int, default=15, help="timed inferences (default: 15)")
+    parser.add_argument("--threads", type=int, metavar="N", help="how many threads to use (default: the cores)")
+    parser.add_argument("--onnxruntime", action="store_true", help="show onnxruntime's own profile beside it instead")
+
+
+def _profile(args: argparse.Namespace) -> int:
+    from tvmlab.operators import compare_operators
+    from tvmlab.profile import causes, profile
+    from tvmlab.records import RunFolder
+
+    run = RunFolder.open(args.run, args.runs_dir)
+    if args.onnxruntime:
+        return _show(compare_operators(run, repeats=args.repeats, threads=args.threads).round(3))
+    frame = profile(run, repeats=args.repeats, threads=args.threads)
+    _show(frame.drop(columns="shapes").round(3))
+    print(f"\n{', '.join(f'{name} {value:.5g}' for name, value in frame.attrs.items() if name != 'run')}\n")
+    return _show(causes(frame).round(3))
 
 
 def _report_flags(parser: argparse.ArgumentParser) -> None:
@@ -269,23 +226,25 @@ def _doctor(args: argparse.Namespace) -> int:
 
 def _demo_flags(parser: argparse.ArgumentParser) -> None:
     from tvmlab.experiment import Experiment
+    from tvmlab.flags import add_knobs
 
     parser.set_defaults(time_limit_s=_DEMO_TIME_LIMIT_S)
     parser.add_argument("--model", default=_DEMO_MODEL, help=f"what to tune (default: {_DEMO_MODEL})")
     parser.add_argument("--time-limit", dest="time_limit_s", type=float, metavar="S",
                         help=f"how long to search, in seconds (default: {_DEMO_TIME_LIMIT_S:g})")  # fmt: skip
-    _add_knobs(parser, Experiment, skip=_only(Experiment, "target", "seed"))
+    add_knobs(parser, Experiment, skip=_only(Experiment, "target", "seed"))
     _runs_dir_flag(parser)
 
 
 def _demo(args: argparse.Namespace) -> int:
     from tvmlab.compare import compare
     from tvmlab.experiment import Experiment
+    from tvmlab.flags import given_knobs
     from tvmlab.plots import latency_png
     from tvmlab.report import report
     from tvmlab.run import tune
 
-    experiment = Experiment(**_given(args, Experiment))
+    experiment = Experiment(**given_knobs(args, Experiment))
     print(f"tvmlab.tune({experiment.code()})", flush=True)
     run = tune(experiment, args.runs_dir)
     if not _follow(run):
@@ -379,6 +338,7 @@ _COMMANDS = {
     "runs": _Command("list the runs", _runs_dir_flag, _runs),
     "stop": _Command("stop a run after the trial under way", _run_flags, _stop),
     "compare": _Command("time the compiled model end to end beside baselines", _compare_flags, _compare),
+    "profile": _Command("time every kernel in the running model: where the time goes", _profile_flags, _profile),
     "report": _Command("write a run's HTML report", _report_flags, _report),
     "doctor": _Command("check that this machine can tune", _no_flags, _doctor),
     "demo": _Command("tune for a few minutes, compare, and write a figure and a report", _demo_flags, _demo),

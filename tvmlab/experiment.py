@@ -6,13 +6,13 @@ The widgets, the command line and the documentation are generated from these cla
 from __future__ import annotations
 
 import html
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, StrictInt, ValidationError, field_validator
 
 from tvmlab.core import InputError
 
-__all__ = ["Ansor", "Experiment", "Measure", "Options", "knob"]
+__all__ = ["STEPS", "Ansor", "AutoTVM", "Experiment", "Measure", "Options", "knob", "unit_of"]
 
 
 def knob(default: Any, help: str, *, unit: str = "", **limits: Any) -> Any:
@@ -80,6 +80,9 @@ def _readable(cls: type[Options], error: ValidationError) -> InputError:
     # A misspelt knob may leave a required one missing: the spelling is what to tell.
     problems = error.errors(include_url=False)
     first = next((problem for problem in problems if problem["type"] == "extra_forbidden"), problems[0])
+    inner = first.get("ctx", {}).get("error")
+    if isinstance(inner, InputError):  # of a step or of Measure: it says all there is to say
+        return inner
     where = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
         known = ", ".join(name for name in cls.model_fields if name != "kind")
@@ -87,12 +90,44 @@ def _readable(cls: type[Options], error: ValidationError) -> InputError:
     if first["type"] == "missing":
         return InputError(f"{cls.__name__} needs {where!r}", remedy=f"pass {where}=...")
     if first["type"] in ("union_tag_invalid", "union_tag_not_found"):
-        return InputError(f"unknown step {first['input']!r}", remedy="the steps are Ansor(...)")
+        known = ", ".join(f"{step.__name__}(...)" for step in STEPS)
+        return InputError(f"{where}: unknown step {first['input']!r}", remedy=f"the steps are {known}")
     problem = first["msg"].removeprefix("Value error, ").removeprefix("Input ")
     return InputError(
         f"{cls.__name__}({where}={first['input']!r}) is not usable",
         remedy=f"{where} {problem[:1].lower()}{problem[1:]}",
     )
+
+
+# Knobs that every step with a search has
+
+
+def _early_stopping(default: int) -> Any:
+    return knob(default, "Stop a task after so many trials without an improvement", unit="trials", ge=1, le=100_000)
+
+
+def _max_trials() -> Any:
+    return knob(None, "Cap on the trials of the whole step; empty for none", unit="trials", ge=1, le=100_000_000)
+
+
+def _batch_size() -> Any:
+    return knob(
+        None,
+        "Trials measured between two updates of what guides the search; empty to fit it to the budget",
+        unit="trials",
+        ge=1,
+        le=1024,
+    )
+
+
+def _warm_start() -> Any:
+    return Field(
+        (), description="Earlier runs (folders or ids) whose records of the same task and target are used first"
+    )
+
+
+def _capped(total: int, cap: int | None) -> int:
+    return total if cap is None else min(total, cap)
 
 
 class Ansor(Options):
@@ -114,32 +149,55 @@ class Ansor(Options):
         ge=1,
         le=100_000,
     )
-    early_stopping_threshold: int = knob(
-        250, "Stop a task after so many trials without an improvement", unit="trials", ge=1, le=100_000
-    )
-    max_trials: int | None = knob(
-        None, "Cap on the trials of the whole step; empty for none", unit="trials", ge=1, le=100_000_000
-    )
-    batch_size: int | None = knob(
-        None,
-        "Trials measured between two updates of the cost model; empty to fit it to the budget",
-        unit="trials",
-        ge=1,
-        le=1024,
-    )
+    early_stopping_threshold: int = _early_stopping(250)
+    max_trials: int | None = _max_trials()
+    batch_size: int | None = _batch_size()
     population: int = knob(
         512, "Points alive in a generation of the evolutionary search", unit="points", ge=8, le=65536
     )
     generations: int = knob(4, "Generations of evolution between two batches", unit="generations", ge=1, le=100)
-    warm_start: tuple[str, ...] = Field(
-        (),
-        description="Earlier runs (folders or ids) whose records of the same task and target are used first",
-    )
+    warm_start: tuple[str, ...] = _warm_start()
 
     def total_trials(self, tunable_tasks: int) -> int:
         """The step's budget for a model with so many tunable tasks, in trials."""
-        total = self.trials_per_kernel * tunable_tasks
-        return total if self.max_trials is None else min(total, self.max_trials)
+        return _capped(self.trials_per_kernel * tunable_tasks, self.max_trials)
+
+    @property
+    def task_trials(self) -> int | None:
+        """Most trials that one task may get: no limit but the budget."""
+        return None
+
+
+class AutoTVM(Options):
+    """Search hand-written templates with one of AutoTVM's tuners (Chen et al., NeurIPS 2018).
+
+    TVM removed its `autotvm` module in 0.20; templates and tuners are this project's own. Each task gets up to
+    `kernel_trials` trials, in batches, the next batch where the model estimate is expected to fall most. A task that
+    no template covers is searched as `Ansor` does.
+
+    >>> AutoTVM(kernel_trials=64, tuner="genetic").total_trials(tunable_tasks=3)
+    192
+    """
+
+    kind: Literal["autotvm"] = "autotvm"
+    kernel_trials: int = knob(2000, "Most trials of one task", unit="trials", ge=1, le=100_000)
+    early_stopping_threshold: int = _early_stopping(500)
+    tuner: Literal["xgb", "genetic", "random", "grid"] = Field(
+        "xgb",
+        description="How the knobs are searched: simulated annealing on a learned model (xgb), genetic, random, grid",
+    )
+    max_trials: int | None = _max_trials()
+    batch_size: int | None = _batch_size()
+    warm_start: tuple[str, ...] = _warm_start()
+
+    def total_trials(self, tunable_tasks: int) -> int:
+        """The step's budget for a model with so many tunable tasks, in trials."""
+        return _capped(self.kernel_trials * tunable_tasks, self.max_trials)
+
+    @property
+    def task_trials(self) -> int | None:
+        """Most trials that one task may get."""
+        return self.kernel_trials
 
 
 class Measure(Options):
@@ -163,12 +221,18 @@ class Measure(Options):
     build_timeout_s: float = knob(30.0, "A build that takes longer is a failed trial", unit="s", gt=0, le=3600)
     run_timeout_s: float = knob(20.0, "A run that takes longer is a failed trial", unit="s", gt=0, le=3600)
     check: bool = knob(True, "Compare each candidate's result with the unscheduled kernel's on the same inputs")
+    cold_weights: bool = knob(
+        False,
+        "Evict every argument but the first from the caches before each timed call, as in a whole model that does not "
+        "fit them; CPU only",
+    )
     build_workers: int | None = knob(
         None, "Processes that compile candidates; empty for one a core", unit="processes", ge=1, le=256
     )
 
 
-Step = Annotated[Ansor, Field(description="One stage of an experiment")]
+Step = Annotated[Ansor | AutoTVM, Field(discriminator="kind", description="One stage of an experiment")]
+STEPS: tuple[type[Options], ...] = get_args(get_args(Step)[0])
 
 
 class Experiment(Options):

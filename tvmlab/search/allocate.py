@@ -8,12 +8,13 @@ and no task is expected to beat the roofline.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from tvmlab.core import Roofline, TaskInfo
 
-__all__ = ["Allocator", "fit_batch_size"]
+__all__ = ["Allocator", "fit_batch_size", "fit_template_batches"]
 
 _ALPHA = 0.2  # weight of the past slope against the expected one (Ansor appendix A)
 _BETA = 2.0  # a task may become this much faster than the best of its class, per FLOP (Ansor appendix A)
@@ -33,6 +34,18 @@ def fit_batch_size(total_trials: int, tasks: int) -> tuple[int, int]:
     return max(2, min(16, share // 8)), max(8, min(64, share // 5 // 8 * 8))
 
 
+def fit_template_batches(total_trials: int, tasks: int) -> tuple[int, int]:
+    """The same for template spaces, whose first batch is the points that the template names: 8 to 16 of them.
+
+    A later batch is an eighth of an even share, 8 to 32: models of a few knobs learn from little, and often.
+
+    >>> fit_template_batches(256, 13), fit_template_batches(20_000, 26)
+    ((8, 8), (16, 32))
+    """
+    share = total_trials // max(tasks, 1)
+    return max(8, min(16, share // 4)), max(8, min(32, share // 8 // 8 * 8))
+
+
 @dataclass
 class _Progress:
     info: TaskInfo
@@ -48,7 +61,8 @@ class _Progress:
 class Allocator:
     """Keeps the score of every task and names the next one.
 
-    `early_stopping` is the number of trials without an improvement after which a task is finished.
+    `early_stopping` is the number of trials without an improvement after which a task is finished, `task_trials` the
+    most that a task may get (None: no limit).
     """
 
     def __init__(
@@ -57,14 +71,16 @@ class Allocator:
         default_latencies_s: dict[str, float | None],
         roofline: Roofline | None,
         early_stopping: int,
+        task_trials: int | None = None,
     ) -> None:
         self._tasks = {info.key: _Progress(info, default_latencies_s.get(info.key)) for info in tasks}
         self._roofline = roofline
         self._early_stopping = early_stopping
+        self._task_trials = task_trials
 
     def next_task(self) -> str | None:
-        """Key of the task for the next batch; None when every task is finished."""
-        open_tasks = [task for task in self._tasks.values() if not task.finished]
+        """Key of the task for the next batch; None when every task is finished or has had its share."""
+        open_tasks = [task for key, task in self._tasks.items() if not task.finished and self.room(key) > 0]
         if not open_tasks:
             return None
         # max() keeps the first of equals, so the order of the tasks decides ties the same way in every run.
@@ -73,6 +89,11 @@ class Allocator:
     def is_fresh(self, key: str) -> bool:
         """Whether no trial of this task has ended."""
         return self._tasks[key].trials == 0
+
+    def room(self, key: str) -> float:
+        """How many more trials this task may get, those under way counted; infinity without a limit."""
+        task = self._tasks[key]
+        return math.inf if self._task_trials is None else self._task_trials - task.trials - task.in_flight
 
     def begin(self, key: str, trials: int) -> None:
         """So many trials of this task are under way; the next choice counts them as spent."""

@@ -55,6 +55,8 @@ class Knob:
         value = self._write(getattr(options, self.name))
         if isinstance(value, bool):
             return widgets.Checkbox(value, indent=False, layout=INPUT)
+        if typing.get_origin(self._annotation) is typing.Literal:
+            return widgets.Dropdown(options=typing.get_args(self._annotation), value=value, layout=INPUT)
         return widgets.Text(value, placeholder="none" if _is_optional(self._annotation) else "", layout=INPUT)
 
     @property
@@ -146,7 +148,7 @@ class _ChoiceBox(widgets.VBox):
 def _codec(annotation: Any) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
     """How a control shows a value of this type, and how it reads what was typed."""
     kind, *_ = [part for part in _parts(annotation) if part is not type(None)]
-    if kind is bool or kind is str:
+    if kind is bool or kind is str or typing.get_origin(kind) is typing.Literal:
         return (lambda value: value), (lambda shown: shown)
     if kind in (int, float):
         return (lambda value: "" if value is None else f"{value}"), _number

@@ -1,0 +1,105 @@
+"""Command-line flags made from the option classes: one for each knob, with its help text and default."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Collection
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin
+
+from pydantic.fields import FieldInfo
+
+from tvmlab.core import InputError
+from tvmlab.experiment import STEPS, Experiment, Measure, Options, unit_of
+
+__all__ = ["add_knobs", "add_steps", "flag", "given_experiment", "given_knobs"]
+
+_KINDS = {step.model_fields["kind"].default: step for step in STEPS}
+
+
+def add_knobs(parser: argparse.ArgumentParser, options: type[Options], skip: Collection[str] = ()) -> None:
+    """A flag for each knob. Only flags that are given end up in the namespace."""
+    group = parser.add_argument_group(options.__name__)
+    for name, field in options.model_fields.items():
+        if name not in (*skip, "kind"):
+            _add(group, name, field, _default(field))
+
+
+def add_steps(parser: argparse.ArgumentParser) -> None:
+    """`--step`, and a flag for each knob of each step; knobs of the same name share one."""
+    default = Experiment.model_fields["steps"].default[0].kind
+    group = parser.add_argument_group("Step")
+    group.add_argument("--step", choices=list(_KINDS), default=default, help=f"how to search (default: {default})")
+    for name in dict.fromkeys(name for step in STEPS for name in step.model_fields if name != "kind"):
+        owners = {step.__name__: step.model_fields[name] for step in STEPS if name in step.model_fields}
+        defaults = {step: _default(field) for step, field in owners.items()}
+        if len(owners) == len(STEPS) and len(set(defaults.values())) == 1:
+            default = next(iter(defaults.values()))
+        else:  # say whose it is
+            default = ", ".join(f"{step} {default}".strip() for step, default in defaults.items())
+        _add(group, name, next(iter(owners.values())), default)
+
+
+def _add(group: Any, name: str, field: FieldInfo, default: str) -> None:
+    help = (field.description or name).replace("%", "%%") + (f" (default: {default})" if default else "")
+    group.add_argument(flag(name), dest=name, default=argparse.SUPPRESS, help=help, **_parsing(field))
+
+
+def _default(field: FieldInfo) -> str:
+    """A knob's default as the help shows it; empty if it is nothing."""
+    default = field.get_default(call_default_factory=True)
+    return "" if default in (None, (), {}) else str(default)
+
+
+def given_knobs(args: argparse.Namespace, options: type[Options]) -> dict[str, Any]:
+    """The knobs of this class that were given as flags. Raises InputError for a dimension without a size."""
+    found = {name: getattr(args, name) for name in options.model_fields if hasattr(args, name)}
+    if "dims" in found:
+        found["dims"] = dict(map(_dimension, found["dims"]))
+    return found
+
+
+def given_experiment(args: argparse.Namespace) -> Experiment:
+    """The experiment the flags describe. Raises InputError for a knob out of range, or not of the step chosen."""
+    # The knobs of the other steps too: the step refuses one that is not its own, and names its own.
+    knobs = {name: value for step in STEPS for name, value in given_knobs(args, step).items()}
+    step, measure = _KINDS[args.step](**knobs), Measure(**given_knobs(args, Measure))
+    return Experiment(**given_knobs(args, Experiment), steps=(step,), measure=measure)
+
+
+def flag(name: str) -> str:
+    """The flag of a knob; seconds are the unit one expects.
+
+    >>> flag("time_limit_s")
+    '--time-limit'
+    """
+    return "--" + {"dims": "dim"}.get(name, name.removesuffix("_s")).replace("_", "-")
+
+
+def _parsing(field: FieldInfo) -> dict[str, Any]:
+    """How argparse is to parse a knob."""
+    kinds = _types(field.annotation)
+    if bool in kinds:
+        return {"action": argparse.BooleanOptionalAction}
+    if dict in kinds:
+        return {"action": "append", "metavar": "NAME=SIZE"}
+    if tuple in kinds:
+        return {"nargs": "+", "metavar": "RUN"}
+    if Literal in kinds:
+        return {"choices": get_args(field.annotation)}
+    kind = next(kind for kind in (int, float, str) if kind in kinds)
+    return {"type": kind, "metavar": unit_of(field).upper() or kind.__name__.upper()}
+
+
+def _types(annotation: Any) -> set[Any]:
+    """The plain types of an annotation: `int | None` -> {int, NoneType}, `tuple[str, ...]` -> {tuple}."""
+    if get_origin(annotation) in (Union, UnionType):
+        return {get_origin(part) or part for part in get_args(annotation)}
+    return {get_origin(annotation) or annotation}
+
+
+def _dimension(text: str) -> tuple[str, int]:
+    name, _, size = text.partition("=")
+    if not name or not size.isdecimal():
+        raise InputError(f"--dim {text!r} is not usable", remedy="write NAME=SIZE, such as sequence=128")
+    return name, int(size)

@@ -1,0 +1,168 @@
+"""What the tuners over an enumerated space share: what was tried, what is known, when a space is exhausted."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from tvmlab.core import Candidate, EnumeratedSpace, Trial
+
+__all__ = ["Tuner", "digits_of", "index_of", "shuffled"]
+
+_MISSES = 512  # points refused in a row before a space counts as exhausted: each costs a schedule
+_RECORDS = 256  # trials of earlier runs that a search starts from, the fastest first
+
+
+class Tuner:
+    """A strategy over an EnumeratedSpace; a subclass says which indices are wanted next.
+
+    The space's `starts()` are asked for alone, before anything else, so that there is something to learn from; then
+    what `_propose` names; then, where that is not enough, the points not tried yet in random order. So every point of
+    a small space is asked for once. A point that `realize` refuses, or whose program was proposed before, is not
+    tried again; after 512 of these in a row a space counts as exhausted.
+
+    `known` are trials that count as this search's own (of this run, before it was resumed, and of its earlier steps):
+    they are learned and not asked for again. `earlier` are trials of other runs: they are learned, and the fastest is
+    asked for first, because its latency is of another day; they are left out if the space has changed since.
+    """
+
+    name: str
+
+    def __init__(
+        self, space: EnumeratedSpace, *, seed: int, known: Sequence[Trial] = (), earlier: Sequence[Trial] = ()
+    ) -> None:
+        self._space = space
+        # A resumed search goes on with other random numbers: the same ones would name the points that are known.
+        self._rng = np.random.default_rng([seed, zlib.crc32(space.task_key.encode()), len(known)])
+        self._tried: set[int] = set()
+        self._keys = {trial.key for trial in known}
+        self._known: list[tuple[int, float | None]] = []  # index and latency in seconds, in the order told
+        self._rest = shuffled(len(space), self._rng)
+        for trial in known:
+            self._remember(trial)
+        self._starts = iter([*self._learn_from(earlier), *space.starts()])
+
+    def ask(self, count: int) -> list[Candidate]:
+        """Up to `count` new candidates; an empty list when the space has no more to give."""
+        found = self._take(self._starts, count)
+        if found:
+            return found
+        wanted = self._guided(count)
+        found = self._take(self._propose(wanted), wanted)
+        return found + self._take(self._rest, count - len(found))
+
+    def tell(self, candidates: Sequence[Candidate], trials: Sequence[Trial]) -> None:
+        """Learn how the candidates did."""
+        for candidate, trial in zip(candidates, trials, strict=True):
+            self._learn(candidate.decisions[0], trial.latency_s)
+
+    def _propose(self, count: int) -> Iterable[int]:
+        """Indices wanted next, the most wanted first; some may have been tried."""
+        raise NotImplementedError
+
+    def _guided(self, count: int) -> int:
+        """How many of a batch `_propose` may choose; the others are drawn at random."""
+        return count
+
+    def _learn(self, index: int, latency_s: float | None) -> None:
+        """A point was measured, or failed (None)."""
+        self._known.append((index, latency_s))
+
+    def _refused(self, index: int) -> None:
+        """A point turned out not to be valid."""
+
+    def _take(self, indices: Iterable[int], count: int) -> list[Candidate]:
+        """The candidates of the first `count` indices that are new and valid."""
+        found: list[Candidate] = []
+        remaining, misses = iter(indices), 0
+        while len(found) < count and misses < _MISSES and (index := next(remaining, None)) is not None:
+            if index in self._tried:
+                continue
+            self._tried.add(index)
+            candidate = self._space.realize(index)
+            if candidate is None:
+                self._refused(index)
+            if candidate is None or candidate.key in self._keys:
+                misses += 1
+                continue
+            misses = 0
+            self._keys.add(candidate.key)
+            found.append(candidate)
+        return found
+
+    def _ranked(self) -> list[int]:
+        """The points that ran, the fastest first."""
+        ran = [(latency, index) for index, latency in self._known if latency is not None]
+        return [index for _, index in sorted(ran)]
+
+    def _learn_from(self, earlier: Sequence[Trial]) -> list[int]:
+        """Learn trials of other runs; the points to measure again."""
+        ran = [trial for trial in earlier if trial.latency_s is not None and self._index(trial) is not None]
+        best = min(ran, key=_latency, default=None)
+        if best is None or best.key in self._keys:
+            return []
+        candidate = self._space.realize(best.decisions[0])
+        if candidate is None or candidate.key != best.key:
+            return []  # the template has changed: its indices mean other points now
+        for trial in sorted(ran, key=_latency)[:_RECORDS]:
+            self._remember(trial)
+        self._tried.discard(best.decisions[0])
+        return [best.decisions[0]]
+
+    def _remember(self, trial: Trial) -> None:
+        index = self._index(trial)
+        if index is not None and index not in self._tried:
+            self._tried.add(index)
+            self._learn(index, trial.latency_s)
+
+    def _index(self, trial: Trial) -> int | None:
+        """The point a recorded trial measured; None if it is not of this space."""
+        if len(trial.decisions) != 1 or not isinstance(trial.decisions[0], int):
+            return None
+        index = trial.decisions[0]
+        return index if 0 <= index < len(self._space) else None
+
+
+def shuffled(size: int, rng: np.random.Generator) -> Iterator[int]:
+    """The numbers below `size` in random order, each once, drawn one at a time.
+
+    Fisher and Yates's shuffle; only the entries that were moved are kept, so that `size` may be 10^9.
+
+    >>> sorted(shuffled(5, np.random.default_rng(0)))
+    [0, 1, 2, 3, 4]
+    """
+    moved: dict[int, int] = {}
+    for position in range(size):
+        drawn = int(rng.integers(position, size))
+        yield moved.get(drawn, drawn)
+        moved[drawn] = moved.pop(position, position)
+
+
+def digits_of(indices: Any, radices: Sequence[int]) -> Any:
+    """Mixed-radix digits of indices of shape (n,), int64 of shape (n, knobs); the first knob changes fastest.
+
+    >>> digits_of([0, 1, 2, 5], (2, 3)).tolist()
+    [[0, 0], [1, 0], [0, 1], [1, 2]]
+    """
+    return np.asarray(indices, dtype="int64")[:, None] // _strides(radices) % np.array(radices, dtype="int64")
+
+
+def index_of(digits: Any, radices: Sequence[int]) -> list[int]:
+    """The inverse of `digits_of`.
+
+    >>> index_of([[0, 0], [1, 0], [0, 1], [1, 2]], (2, 3))
+    [0, 1, 2, 5]
+    """
+    return [int(index) for index in np.asarray(digits) @ _strides(radices)]
+
+
+def _strides(radices: Sequence[int]) -> Any:
+    return np.cumprod([1, *radices[:-1]], dtype="int64")
+
+
+def _latency(trial: Trial) -> float:
+    assert trial.latency_s is not None
+    return trial.latency_s

@@ -1,0 +1,173 @@
+"""One session of a run: what is measured, written to the run folder as it comes."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+from tvmlab.compat import DATABASE_FILES, load_meta_schedule
+from tvmlab.core import Candidate, Measurement, Measurer, TaskInfo, Trial
+from tvmlab.records import RunFolder, State, TrialWriter, cut_torn_line
+from tvmlab.targets import Target
+from tvmlab.tasks import Task
+
+__all__ = ["Session", "estimate_s", "open_database"]
+
+
+class Session:
+    """One session of a run: from start or resume until it is done or stopped. Writes the folder."""
+
+    def __init__(self, folder: RunFolder, tasks: Sequence[Task], target: Target, measurer: Measurer) -> None:
+        self.folder = folder
+        self.experiment = folder.experiment
+        self.tasks = {task.key: task for task in tasks if task.info.tunable}
+        self.target = target
+        self.measurer = measurer
+        self.stop = threading.Event()
+        self.database = open_database(folder, target)
+        self.search_s = 0.0
+        self.total_trials = sum(step.total_trials(len(self.tasks)) for step in self.experiment.steps)
+        self.phase = "starting"
+        self.history: list[Trial] = []
+        self._default_s: dict[str, float] = {}
+        self._best_s: dict[str, float] = {}
+        for trial in folder.trials():
+            self._remember(trial)
+        self._writer = TrialWriter(folder)
+        earlier = folder.state
+        self._earlier_s = earlier.elapsed_s
+        self._earlier_phases = earlier.phases
+        self._started = time.monotonic()
+        self.trials = max((trial.trial for trial in self.history), default=0)
+
+    @property
+    def elapsed_s(self) -> float:
+        """Tuning time of the run over all its sessions, seconds."""
+        return self._earlier_s + time.monotonic() - self._started
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the run was stopped or its time is up."""
+        limit = self.experiment.time_limit_s
+        return self.stop.is_set() or (limit is not None and self.elapsed_s >= limit)
+
+    def estimate_s(self, *, untuned: bool = False) -> float | None:
+        """The model estimate in seconds: weight x best kernel latency, summed; None while a task has none."""
+        return estimate_s([task.info for task in self.tasks.values()], self._default_s if untuned else self._best_s)
+
+    def state(self, status: str, message: str = "") -> State:
+        """What state.json should say now."""
+        phases = {
+            "search_s": self.search_s,
+            "build_wait_s": self.measurer.build_wait_s,
+            "run_s": self.measurer.run_s,
+        }
+        return State(
+            status=status,
+            heartbeat_s=time.time(),
+            elapsed_s=self.elapsed_s,
+            trials=self.trials,
+            total_trials=self.total_trials,
+            phase=self.phase,
+            estimate_s=self.estimate_s(),
+            untuned_s=self.estimate_s(untuned=True),
+            phases={name: seconds + self._earlier_phases.get(name, 0.0) for name, seconds in phases.items()},
+            message=message,
+        )
+
+    def trials_of(self, step: int) -> dict[str, list[Trial]]:
+        """The trials of a step so far, by task."""
+        found: dict[str, list[Trial]] = defaultdict(list)
+        for trial in self.history:
+            if trial.step == step and trial.trial > 0:
+                found[trial.task_key].append(trial)
+        return found
+
+    def record(self, candidate: Candidate, measured: Measurement, step: int, strategy: str) -> Trial:
+        """Append a trial to the folder, and to the database if it ran."""
+        is_default = strategy == "default"
+        trial = Trial(
+            task_key=candidate.task_key,
+            step=step,
+            strategy=strategy,
+            trial=0 if is_default else self.trials + 1,
+            key=candidate.key,
+            sketch=candidate.sketch,
+            decisions=candidate.decisions,
+            status=measured.status,
+            latencies_s=measured.latencies_s,
+            build_s=round(measured.build_s, 4),
+            run_s=round(measured.run_s, 4),
+            elapsed_s=round(self.elapsed_s, 3),
+            time_s=round(time.time(), 3),
+            message=measured.message,
+        )
+        # On a GPU the default schedule is made by rules, not by a trace, so there is none to offer.
+        if trial.ok and not (is_default and self.target.kind == "cuda"):
+            self._commit(candidate, trial)
+        self._writer.append(trial)
+        self._remember(trial)
+        self.trials = max(self.trials, trial.trial)
+        return trial
+
+    def _remember(self, trial: Trial) -> None:
+        self.history.append(trial)
+        latency = trial.latency_s
+        if latency is not None:
+            if trial.trial == 0:
+                self._default_s[trial.task_key] = latency
+            self._best_s[trial.task_key] = min(latency, self._best_s.get(trial.task_key, latency))
+
+    def _commit(self, candidate: Candidate, trial: Trial) -> None:
+        meta_schedule = load_meta_schedule()
+        module = self.tasks[candidate.task_key].module
+        self.database.commit_tuning_record(
+            meta_schedule.database.TuningRecord(
+                candidate.payload.trace,
+                self.database.commit_workload(module),
+                list(trial.latencies_s),
+                self.target.to_tvm(),
+                meta_schedule.arg_info.ArgInfo.from_prim_func(module["main"]),
+            )
+        )
+
+    def measure_defaults(self) -> dict[str, float | None]:
+        """Latency in seconds of every task's unscheduled kernel, measured once a run; None where it failed."""
+        known = {trial.task_key: trial.latency_s for trial in self.history if trial.trial == 0}
+        missing = [key for key in self.tasks if key not in known]
+        self.phase = "measuring the default schedules"
+        for key, measured in zip(missing, self.measurer.measure_defaults(missing), strict=True):
+            trial = self.record(_default_candidate(self.tasks[key]), measured, -1, "default")
+            known[key] = trial.latency_s
+            if self.stop.is_set():
+                break
+        return known
+
+    def close(self) -> None:
+        """Close the files."""
+        self._writer.close()
+
+
+def open_database(folder: RunFolder, target: Target) -> Any:
+    """TVM's own database in a run folder, made if there is none. A torn last line is cut off first."""
+    meta_schedule = load_meta_schedule(target.kind)
+    for name in DATABASE_FILES:
+        cut_torn_line(folder.path / name)
+    return meta_schedule.database.JSONDatabase(work_dir=str(folder.path))
+
+
+def estimate_s(tasks: Sequence[TaskInfo], latencies_s: dict[str, float]) -> float | None:
+    """Weight x latency, summed over the tasks; None if one has no latency."""
+    if any(info.key not in latencies_s for info in tasks):
+        return None
+    return sum(info.weight * latencies_s[info.key] for info in tasks)
+
+
+def _default_candidate(task: Task) -> Candidate:
+    """The unscheduled kernel as a candidate; its empty trace lets the database offer it against the tuned ones."""
+    from tvm.s_tir import Schedule
+
+    return Candidate(task.key, task.key, -1, (), Schedule(task.module))
