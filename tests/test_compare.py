@@ -2,6 +2,7 @@
 
 import math
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,7 +10,9 @@ import pytest
 import tvmlab
 from tvmlab import Experiment
 from tvmlab.compare import _numerics, _take_turns
-from tvmlab.core import InputError, RunError
+from tvmlab.core import InputError, MissingTool, RecordError, RunError
+from tvmlab.measure.subjects import ask, recorded_target, start_worker
+from tvmlab.measure.whole_model import OPTIONAL
 from tvmlab.records import RunFolder
 
 
@@ -50,6 +53,46 @@ def test_ratios_are_of_tvmlab_over_the_baseline(comparison):
 def test_what_is_computed_is_right(comparison):
     assert comparison.numerics["ok"]
     assert 0 <= comparison.numerics["max_error_over_max_output"] <= comparison.numerics["bound"]
+
+
+def test_what_the_baselines_compute_is_right_too(comparison):
+    errors = comparison.numerics["baselines"]
+    assert errors["onnxruntime"] == 0
+    assert 0 <= errors["untuned"] <= comparison.numerics["bound"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("baseline", OPTIONAL)
+def test_an_optional_runtime_as_baseline(folder, baseline):
+    pytest.importorskip(baseline)
+    result = tvmlab.compare(folder, [baseline], repeats=3, threads=1)
+    assert len(result.subjects[baseline]["samples_ms"]) == 3
+    assert 0 <= result.numerics["baselines"][baseline] <= result.numerics["bound"]
+
+
+@pytest.mark.parametrize("baseline", OPTIONAL)
+def test_an_optional_runtime_that_is_not_installed_is_named(make_run, monkeypatch, baseline):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(MissingTool, match=rf"needs the package {baseline}: pip install 'tvmlab\[{baseline}\]'"):
+        tvmlab.compare(make_run(), [baseline])
+
+
+def test_an_error_of_tvmlab_in_the_process_of_a_runtime_is_raised_here(folder):
+    """The worker opens the run by path: one that is not there is a RecordError there, and must be one here."""
+    worker = start_worker(folder, recorded_target(folder), 1)
+    try:
+        with pytest.raises(RecordError, match="no run"):
+            ask("tvmlab", worker, ("load", "tvmlab", "/nowhere", 1), 60)
+        with pytest.raises(RunError, match="tvmlab could not be timed"):
+            ask("tvmlab", worker, ("time", 1), 60)
+    finally:
+        worker.kill()
+
+
+def test_a_baseline_that_computes_something_else_is_told(comparison):
+    wrong = replace(comparison, numerics={**comparison.numerics, "baselines": {"onnxruntime": 0.0, "torch": 0.5}})
+    assert "torch 0.5, OUTSIDE it" in str(wrong)
+    assert "torch" not in str(comparison)
 
 
 def test_it_is_written_to_the_run(folder, comparison):

@@ -215,6 +215,15 @@ def test_without_the_check_a_wrong_kernel_is_timed(measurer, monkeypatch):
     assert found.status is TrialStatus.WRONG_RESULT
 
 
+def test_cold_weights_are_evicted_before_each_call_that_is_timed(measurer, monkeypatch):
+    (warm,) = measure(measurer, RIGHT)
+    monkeypatch.setattr(measurer, "_options", measurer._options.model_copy(update={"cold_weights": True}))
+    (cold,) = measure(measurer, RIGHT)
+    assert cold.status is TrialStatus.OK
+    assert len(cold.latencies_s) == 4 * len(warm.latencies_s)  # calls are no longer looped: so many more are timed
+    assert min(cold.latencies_s) > min(warm.latencies_s)
+
+
 def test_measuring_that_is_broken_off_leaves_the_rest_unmeasured(measurer):
     measuring = measurer.measure([candidate(RIGHT), candidate(FASTER), candidate(RIGHT)])
     assert next(measuring).status is TrialStatus.OK

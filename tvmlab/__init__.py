@@ -15,6 +15,7 @@ __version__ = "0.1.0"
 # public name -> module that defines it
 _PUBLIC = {
     "Ansor": "experiment",
+    "AutoTVM": "experiment",
     "Experiment": "experiment",
     "Measure": "experiment",
     "Form": "widgets.form",
@@ -26,9 +27,11 @@ _PUBLIC = {
     "TvmlabError": "core",
     "attach": "run",
     "compare": "compare",
+    "compare_operators": "operators",
     "doctor": "doctor",
     "load_model": "models",
     "models": "models",
+    "profile": "profile",
     "report": "report",
     "resume": "run",
     "runs": "run",

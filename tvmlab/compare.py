@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import importlib.util
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -13,19 +14,17 @@ import numpy as np
 import pandas as pd
 
 from tvmlab import frames
-from tvmlab.core import InputError, RecordError, RunError
-from tvmlab.measure.process import WorkerDied, WorkerProcess, WorkerTimeout
-from tvmlab.measure.whole_model import BASELINES
+from tvmlab.core import InputError, MissingTool, RecordError
+from tvmlab.measure.process import WorkerProcess
+from tvmlab.measure.subjects import LOAD_S, TURN_S, ask, recorded_target, start_worker, thread_count
+from tvmlab.measure.whole_model import BASELINES, OPTIONAL
 from tvmlab.records import RunFolder
 from tvmlab.run import Run
 from tvmlab.stats import bootstrap_ratio
-from tvmlab.targets import Target
 
 __all__ = ["Comparison", "compare"]
 
 _BOUND = 1e-4  # largest allowed error of the whole model, relative to its largest output
-_LOAD_S = 1800.0
-_TURN_S = 600.0
 _SLOW_S = 0.25  # a subject slower than this takes its turn in only some of the rounds
 
 
@@ -60,7 +59,10 @@ class Comparison:
     def _numerics_text(self) -> str:
         error, bound = self.numerics["max_error_over_max_output"], self.numerics["bound"]
         verdict = "within" if self.numerics["ok"] else "OUTSIDE"
-        return f"outputs against onnxruntime: max error / max output {error:.2g}, {verdict} the bound {bound:g}"
+        others = self.numerics["baselines"].items()
+        far_off = [f"; {name} {theirs:.2g}, OUTSIDE it" for name, theirs in others if not theirs <= bound]
+        text = f"outputs against onnxruntime: max error / max output {error:.2g}, {verdict} the bound {bound:g}"
+        return text + "".join(far_off)
 
     def _repr_html_(self) -> str:
         table = self.frame().to_html(float_format="{:.4g}".format, na_rep="")
@@ -76,30 +78,24 @@ def compare(
 ) -> Comparison:
     """Time the run's compiled model and the baselines in turns, each in a process of its own, the others frozen.
 
-    A baseline is "untuned", "onnxruntime", or another run of the same model (id or folder). `threads` is the number
-    each may use (default: the target's cores). The result is also written to the run folder as compare.json.
-    Outputs are checked against onnxruntime's on the original model.
+    A baseline is "untuned", "onnxruntime", another run of the same model (id or folder), or an optional extra: "torch"
+    (eager, inference mode, on the graph with its BatchNormalization folded) or "openvino" (fp32, latency hint).
+    `threads` is the number each may use (default: the target's cores; the kernels stay as they were tuned). The
+    result is also written to the run folder as compare.json. All outputs are checked against onnxruntime's on the
+    original model.
 
-    Raises InputError for an unknown baseline, RunError if the run has no target yet or a runtime fails.
+    Raises InputError for an unknown baseline or an operator that the torch baseline lacks, MissingTool for an extra
+    that is not installed, RunError if the run has no target yet or a runtime fails.
     """
     folder = run.folder if isinstance(run, Run) else RunFolder.open(run)
     subjects = {"tvmlab": ("tvmlab", folder), **{name: _subject(name, folder) for name in baselines}}
     if repeats < 3:
         raise InputError(f"repeats={repeats} gives no interval", remedy="ask for 3 or more")
-    if not folder.environment:
-        raise RunError(f"run {folder.id} has not begun", remedy="wait for its first trial")
-    target = Target.from_record(folder.environment["target"])
-    threads = threads or int(target.attrs.get("num-cores", 1))
-    environment = {**target.worker_env(), "TVM_NUM_THREADS": str(threads), "OMP_NUM_THREADS": str(threads)}
-    loaded = {
-        **subjects,
-        "onnxruntime": ("onnxruntime", folder),
-    }  # even if not timed: it gives the right result
-    workers = {
-        name: WorkerProcess("tvmlab.measure.whole_model", [], folder.path / "log.txt", environment) for name in loaded
-    }
-    for worker in workers.values():
-        worker.start()  # here and not in a pool's thread: they end with the thread that started them
+    target = recorded_target(folder)
+    threads = threads or thread_count(target)
+    # onnxruntime gives the right result, even if it is not timed.
+    loaded = {**subjects, "onnxruntime": ("onnxruntime", folder)}
+    workers = {name: start_worker(folder, target, threads) for name in loaded}
     try:
         outputs = _load_all(workers, loaded, threads)
         for name in loaded.keys() - subjects.keys():
@@ -114,7 +110,8 @@ def compare(
         repeats=repeats,
         subjects={name: {"samples_ms": [s * 1e3 for s in values]} for name, values in samples.items()},
         ratios=[_ratio(samples, name) for name in baselines],
-        numerics=_numerics(outputs["tvmlab"], outputs["onnxruntime"]),
+        numerics=_numerics(outputs["tvmlab"], outputs["onnxruntime"])
+        | {"baselines": {name: _error(outputs[name], outputs["onnxruntime"]) for name in baselines}},
     )
     folder.write_json("compare.json", asdict(result))
     return result
@@ -122,6 +119,8 @@ def compare(
 
 def _subject(name: str, folder: RunFolder) -> tuple[str, RunFolder]:
     """Which runtime, on which run, a baseline names."""
+    if name in OPTIONAL and importlib.util.find_spec(name) is None:
+        raise MissingTool(f"baseline {name!r} needs the package {name}", remedy=f"pip install 'tvmlab[{name}]'")
     if name in BASELINES:
         return name, folder
     try:
@@ -142,9 +141,7 @@ def _load_all(
     """Every runtime with the model loaded, side by side; returns each one's outputs."""
     with ThreadPoolExecutor(len(workers)) as pool:
         asked = {
-            name: pool.submit(
-                _ask, name, workers[name], ("load", runtime, str(folder.path.resolve()), threads), _LOAD_S
-            )
+            name: pool.submit(ask, name, workers[name], ("load", runtime, str(folder.path.resolve()), threads), LOAD_S)
             for name, (runtime, folder) in subjects.items()
         }
         return {name: future.result() for name, future in asked.items()}
@@ -172,19 +169,9 @@ def _take_turns(workers: dict[str, WorkerProcess], repeats: int) -> dict[str, li
 def _turn(name: str, worker: WorkerProcess) -> list[float]:
     worker.proceed()
     try:
-        return _ask(name, worker, ("time", 1), _TURN_S)
+        return ask(name, worker, ("time", 1), TURN_S)
     finally:
         worker.pause()
-
-
-def _ask(name: str, worker: WorkerProcess, message: tuple[Any, ...], timeout_s: float) -> Any:
-    try:
-        status, answer = worker.request(message, timeout_s)
-    except (WorkerDied, WorkerTimeout) as error:
-        raise RunError(f"{name} could not be compared", remedy=f"its process {error}; see log.txt") from error
-    if status != "ok":
-        raise RunError(f"{name} could not be compared ({answer})", remedy="see log.txt in the run folder")
-    return answer
 
 
 def _ratio(samples: dict[str, list[float]], baseline: str) -> dict[str, Any]:
@@ -193,10 +180,15 @@ def _ratio(samples: dict[str, list[float]], baseline: str) -> dict[str, Any]:
 
 
 def _numerics(found: list[Any], expected: list[Any]) -> dict[str, Any]:
+    worst = _error(found, expected)
+    return {"max_error_over_max_output": worst, "bound": _BOUND, "ok": worst <= _BOUND}
+
+
+def _error(found: list[Any], expected: list[Any]) -> float:
     """The largest error of any output, relative to that output's largest magnitude."""
     worst = 0.0
     for ours, theirs in zip(found, expected, strict=True):
         scale = float(np.abs(theirs).max()) or 1.0
         error = float(np.abs(ours.reshape(theirs.shape).astype("float64") - theirs).max()) / scale
         worst = error if not error <= worst else worst  # a NaN is the worst there is
-    return {"max_error_over_max_output": worst, "bound": _BOUND, "ok": worst <= _BOUND}
+    return worst

@@ -14,13 +14,15 @@ from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 
+from tvmlab.compat import hide_torch
 from tvmlab.core import InputError, Measurer, TvmlabError
 from tvmlab.environment import describe
 from tvmlab.experiment import Experiment
-from tvmlab.loop import Session, run_steps
+from tvmlab.loop import run_steps
 from tvmlab.measure.local import LocalMeasurer
 from tvmlab.models import Model, load_model
 from tvmlab.records import RunFolder
+from tvmlab.session import Session
 from tvmlab.targets import Target
 from tvmlab.targets import target as named_target
 from tvmlab.tasks import Task, extract, require_tunable
@@ -156,4 +158,5 @@ def check_experiment(experiment: Experiment) -> None:
 
 
 if __name__ == "__main__":
+    hide_torch()
     sys.exit(main(str(Path(sys.argv[1]))))

@@ -18,6 +18,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
+from tvmlab.compat import hide_torch
 from tvmlab.core import TrialStatus
 from tvmlab.measure.process import WorkerDied, WorkerProcess, WorkerTimeout, serve
 
@@ -155,5 +156,6 @@ def _link_object(built: Any, library: Path) -> None:
 
 
 if __name__ == "__main__":
+    hide_torch()
     _answer(("ping",))  # import TVM while the search process still prepares
     serve(int(sys.argv[1]), _answer)

@@ -170,6 +170,7 @@ class LocalMeasurer:
             "min_repeat_ms": options.min_repeat_ms,
             "slow_factor": options.slow_factor,
             "check": options.check,
+            "cold_weights": options.cold_weights and self._target.kind == "llvm",
             "best_s": self._best_s.get(key),
         }
 

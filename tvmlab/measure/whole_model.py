@@ -1,105 +1,183 @@
-"""A process that holds one whole model in one runtime and times it on request. Used by tvmlab.compare.
+"""A process that holds one whole model in one runtime, and times or profiles it on request.
 
-Each runtime lives in a process of its own, so that their thread pools do not share one; they take turns.
+Used by tvmlab.compare and tvmlab.profile through tvmlab.measure.subjects. Each runtime lives in a process of its own,
+so that their thread pools do not share one; they take turns.
 """
 
 from __future__ import annotations
 
 import sys
+import tempfile
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
+from tvmlab.compat import hide_torch
+from tvmlab.core import TvmlabError
 from tvmlab.measure.process import end_with_parent_thread, serve
 from tvmlab.models import Model, load_model
 from tvmlab.records import RunFolder
 from tvmlab.targets import target as named_target
 
-_Run = Callable[[], list[Any]]
+
+class Runtime(Protocol):
+    """A model, loaded: called, it makes one inference on the run's seeded inputs and returns the outputs."""
+
+    def __call__(self) -> list[np.ndarray]:
+        """The outputs in the model's order."""
+        ...
 
 
 class Subject:
-    """One runtime with one model: `load` it once, then `time` it as often as wanted."""
+    """One runtime with one model: `load` it once, then `time` or `profile` it as often as wanted."""
 
     def __init__(self) -> None:
-        self._run: _Run | None = None
+        self._runtime: Any = None
 
-    def answer(self, message: tuple[Any, ...]) -> Any:
-        """Dispatch a request; an error comes back as ("error", text)."""
+    def answer(self, message: tuple[Any, ...]) -> tuple[str, Any]:
+        """Dispatch a request: ("ok", answer), ("error", text), or the name of an error of tvmlab's with its parts."""
         try:
-            return getattr(self, f"do_{message[0]}")(*message[1:])
+            return "ok", getattr(self, f"do_{message[0]}")(*message[1:])
+        except TvmlabError as error:
+            return type(error).__name__, {"problem": error.problem, "remedy": error.remedy}
         except Exception as error:  # noqa: BLE001  reported by the parent, which names the runtime
-            return (
-                "error",
-                f"{type(error).__name__}: {str(error).strip().splitlines()[-1][:300] if str(error) else ''}",
-            )
+            text = str(error).strip().splitlines()
+            return "error", f"{type(error).__name__}: {text[-1][:300] if text else ''}"
 
-    def do_load(self, name: str, folder: str, threads: int) -> tuple[str, list[Any]]:
+    def do_load(self, name: str, folder: str, threads: int) -> list[np.ndarray]:
         """Prepare a runtime by name; returns the outputs for the run's seeded inputs."""
         run = RunFolder.open(folder)
         asked = run.experiment
         model = load_model(asked.model, batch=asked.batch, seed=asked.seed, dims=asked.dims)
-        self._run = _RUNTIMES[name](model, run, threads)
-        return "ok", self._run()
+        self._runtime = _RUNTIMES[name](model, run, threads)
+        return self._runtime()
 
-    def do_time(self, count: int) -> tuple[str, list[float]]:
+    def do_time(self, count: int) -> list[float]:
         """Seconds of each of `count` inferences, after one that does not count."""
-        assert self._run is not None
-        self._run()
+        self._runtime()
         samples = []
         for _ in range(count):
             started = time.perf_counter()
-            self._run()
+            self._runtime()
             samples.append(time.perf_counter() - started)
-        return "ok", samples
+        return samples
+
+    def do_profile(self, repeats: int, alone: bool) -> dict[str, Any]:
+        """What the runtime's `profile` measures in `repeats` inferences."""
+        return self._runtime.profile(repeats, alone)
 
 
-def _tvm(model: Model, run: RunFolder, *, tuned: bool) -> _Run:
-    import tvm
-    from tvm import relax
+class _Tvm:
+    """The model compiled by TVM, with a run's best schedules or, untuned, with the default ones."""
 
-    from tvmlab.compat import read_database
-    from tvmlab.tasks import compile_model, lower
+    def __init__(self, model: Model, run: RunFolder, threads: int, *, tuned: bool = True) -> None:
+        import tvm
+        from tvm import relax
 
-    target = named_target(run.experiment.target)
-    database = read_database(run.path, target.kind) if tuned else None
-    executable = compile_model(lower(model, target)[0], target, database)
-    kind, _, index = str(target.device).partition(":")
-    device = tvm.device(kind, int(index or 0))
-    machine = relax.VirtualMachine(executable, device)
-    inputs = [tvm.runtime.tensor(array, device) for array in model.inputs_for(run.experiment.seed).values()]
+        from tvmlab.compat import read_database
+        from tvmlab.tasks import compile_model, lower
 
-    def infer() -> list[Any]:
-        result = machine["main"](*inputs)
-        device.sync()
-        return [result] if hasattr(result, "numpy") else list(result)
+        target = named_target(run.experiment.target)
+        database = read_database(run.path, target.kind) if tuned else None
+        self._lowered, self._classes = lower(model, target)
+        kind, _, index = str(target.device).partition(":")
+        self._device = tvm.device(kind, int(index or 0))
+        self._machine = relax.VirtualMachine(compile_model(self._lowered, target, database), self._device)
+        self._main = self._machine["main"]
+        self._inputs = [tvm.runtime.tensor(x, self._device) for x in model.inputs_for(run.experiment.seed).values()]
+        self._threads = threads
 
-    return lambda: [np.asarray(output.numpy()) for output in infer()]
+    def __call__(self) -> list[np.ndarray]:
+        result = self._main(*self._inputs)
+        self._device.sync()
+        outputs = [result] if hasattr(result, "numpy") else list(result)
+        return [np.asarray(output.numpy()) for output in outputs]
+
+    def profile(self, repeats: int, alone: bool) -> dict[str, Any]:
+        """See tvmlab.measure.instrument."""
+        from tvmlab.measure.instrument import Kernels, profile_machine
+
+        kernels = Kernels(self._lowered, self._classes)
+        return profile_machine(self._machine, self, kernels, self._device, self._threads, repeats, alone=alone)
 
 
-def _onnxruntime(model: Model, run: RunFolder, threads: int) -> _Run:
-    import onnxruntime
+class _OnnxRuntime:
+    """The graph as it was loaded, in onnxruntime's CPU provider with its default optimisations."""
 
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(
-        model.original.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
+    def __init__(self, model: Model, run: RunFolder, threads: int) -> None:
+        self._model = model
+        self._threads = threads
+        self._inputs = model.inputs_for(run.experiment.seed)
+        self._session = self._open()
+
+    def _open(self, **options: Any) -> Any:
+        import onnxruntime
+
+        settings = onnxruntime.SessionOptions()
+        settings.intra_op_num_threads = self._threads
+        settings.log_severity_level = 3
+        for name, value in options.items():
+            setattr(settings, name, value)
+        content = self._model.original.SerializeToString()
+        return onnxruntime.InferenceSession(content, settings, providers=["CPUExecutionProvider"])
+
+    def __call__(self) -> list[np.ndarray]:
+        return self._session.run(None, self._inputs)
+
+    def profile(self, repeats: int, alone: bool) -> dict[str, Any]:
+        """See tvmlab.measure.onnx_profile. `alone` is TVM's: onnxruntime cannot run one kernel by itself."""
+        from tvmlab.measure.onnx_profile import convolutions, nodes
+
+        with tempfile.TemporaryDirectory(prefix="tvmlab-") as folder:
+            session = self._open(enable_profiling=True, profile_file_prefix=f"{folder}/profile")
+            return {
+                "nodes": nodes(session, self._inputs, repeats),
+                "convolutions": convolutions(self._model.onnx),
+            }
+
+
+def _torch(model: Model, run: RunFolder, threads: int) -> Runtime:
+    sys.modules.pop("torch", None)  # hidden from TVM
+    import torch
+
+    from tvmlab.measure.torch_graph import TorchGraph
+
+    torch.set_num_threads(threads)
+    graph = TorchGraph(model.onnx)
     inputs = model.inputs_for(run.experiment.seed)
-    return lambda: session.run(None, inputs)
+    return lambda: graph(inputs)
+
+
+def _openvino(model: Model, run: RunFolder, threads: int) -> Runtime:
+    import openvino
+
+    core = openvino.Core()
+    # On a CPU with AMX or bf16 the plugin would round to it.
+    settings = {
+        "INFERENCE_NUM_THREADS": threads,
+        "INFERENCE_PRECISION_HINT": "f32",
+        "PERFORMANCE_HINT": "LATENCY",
+    }
+    compiled = core.compile_model(core.read_model(model.original.SerializeToString()), "CPU", settings)
+    inputs = model.inputs_for(run.experiment.seed)
+    request = compiled.create_infer_request()
+    return lambda: [np.array(value) for value in request.infer(inputs).values()]
 
 
 # How each subject of a comparison is made. A new baseline is one function and one row.
-_RUNTIMES: dict[str, Callable[[Model, RunFolder, int], _Run]] = {
-    "tvmlab": lambda model, run, _: _tvm(model, run, tuned=True),
-    "untuned": lambda model, run, _: _tvm(model, run, tuned=False),
-    "onnxruntime": _onnxruntime,
+_RUNTIMES: dict[str, Callable[[Model, RunFolder, int], Runtime]] = {
+    "tvmlab": _Tvm,
+    "untuned": lambda model, run, threads: _Tvm(model, run, threads, tuned=False),
+    "onnxruntime": _OnnxRuntime,
+    "torch": _torch,
+    "openvino": _openvino,
 }
 BASELINES = tuple(name for name in _RUNTIMES if name != "tvmlab")
+OPTIONAL = ("torch", "openvino")  # packages, and extras of tvmlab, of the same name
 
 if __name__ == "__main__":
     end_with_parent_thread()
+    hide_torch()
     serve(int(sys.argv[1]), Subject().answer)

@@ -1,0 +1,72 @@
+"""The parent's side of tvmlab.measure.whole_model: start such a process, ask it, raise what went wrong there."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tvmlab import core
+from tvmlab.core import InputError, RunError, TvmlabError
+from tvmlab.measure.process import WorkerDied, WorkerProcess, WorkerTimeout
+from tvmlab.records import RunFolder
+from tvmlab.targets import Target
+
+__all__ = ["LOAD_S", "TURN_S", "ask", "profiled", "recorded_target", "start_worker", "thread_count"]
+
+LOAD_S = 1800.0  # compiling a large model with a slow schedule can take minutes
+TURN_S = 600.0
+
+
+def recorded_target(folder: RunFolder) -> Target:
+    """The target of a run. Raises RunError if the run has none yet."""
+    if not folder.environment:
+        raise RunError(f"run {folder.id} has not begun", remedy="wait for its first trial")
+    return Target.from_record(folder.environment["target"])
+
+
+def thread_count(target: Target) -> int:
+    """How many threads a runtime gets that is to be like the tuned kernels: the target's cores."""
+    return int(target.attrs.get("num-cores", 1))
+
+
+def start_worker(folder: RunFolder, target: Target, threads: int) -> WorkerProcess:
+    """A process that can hold one whole model, with so many threads for any runtime; its output goes to log.txt.
+
+    Start it from the thread that shall own it: it ends with that thread.
+    """
+    environment = {**target.worker_env(), "TVM_NUM_THREADS": str(threads), "OMP_NUM_THREADS": str(threads)}
+    worker = WorkerProcess("tvmlab.measure.whole_model", [], folder.path / "log.txt", environment)
+    worker.start()
+    return worker
+
+
+def ask(name: str, worker: WorkerProcess, message: tuple[Any, ...], timeout_s: float) -> Any:
+    """The answer of the runtime `name`.
+
+    Raises RunError if its process failed, or the error of tvmlab's own that was raised there.
+    """
+    try:
+        status, answer = worker.request(message, timeout_s)
+    except (WorkerDied, WorkerTimeout) as error:
+        raise RunError(f"{name} could not be timed", remedy=f"its process {error}; see log.txt") from error
+    if status == "ok":
+        return answer
+    if status == "error":
+        raise RunError(f"{name} could not be timed ({answer})", remedy="see log.txt in the run folder")
+    kind: type[TvmlabError] = getattr(core, status)
+    raise kind(answer["problem"], remedy=answer["remedy"])
+
+
+def profiled(folder: RunFolder, runtime: str, repeats: int, threads: int | None, *, alone: bool = False) -> Any:
+    """What a runtime's own profile says of the run's model (tvmlab.measure.instrument and .onnx_profile).
+
+    It has a fresh process to itself. `threads` defaults to the target's cores.
+    """
+    if repeats < 3:
+        raise InputError(f"repeats={repeats} gives no median worth its name", remedy="ask for 3 or more")
+    target = recorded_target(folder)
+    worker = start_worker(folder, target, threads or thread_count(target))
+    try:
+        ask(runtime, worker, ("load", runtime, str(folder.path.resolve()), threads or thread_count(target)), LOAD_S)
+        return ask(runtime, worker, ("profile", repeats, alone), LOAD_S)
+    finally:
+        worker.kill()
