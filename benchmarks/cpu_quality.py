@@ -20,7 +20,7 @@ from common import report
 
 import tvmlab
 from tvmlab.compare import compare
-from tvmlab.experiment import Ansor, Experiment
+from tvmlab.experiment import Experiment
 from tvmlab.run import Run
 
 # From issue 3: tvmlab / onnxruntime, at most; tuning time on 2 cores in minutes, at most.
@@ -38,15 +38,12 @@ GOALS = {
     "shufflenet": (1.0, 15),
 }
 OTHERS = (1.0, 15)  # the goal of a model that has none of its own
-QUICK_TRIALS = 32
+QUICK_S = 60.0
 
 
 def experiment(model: str, seed: int, time_limit_s: float | None, quick: bool) -> Experiment:
     """What is measured: the experiment that a user gets without choosing anything."""
-    trials = QUICK_TRIALS if quick else 64
-    return Experiment(
-        model=model, target="cpu", seed=seed, time_limit_s=time_limit_s, steps=(Ansor(max_trials=trials),)
-    )
+    return tvmlab.best(model, "cpu", time_limit_s=time_limit_s or (QUICK_S if quick else None), seed=seed)
 
 
 def measure(run: Run, threads: int, repeats: int) -> dict[str, Any]:
@@ -98,7 +95,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--time-limit", type=float, metavar="S", help="stop a model's search after so long")
     parser.add_argument("--runs-dir", type=Path, help="where the runs are kept (default: a temporary folder)")
-    parser.add_argument("--quick", action="store_true", help=f"squeezenet with {QUICK_TRIALS} trials, few repeats")
+    parser.add_argument("--quick", action="store_true", help=f"squeezenet, {QUICK_S:g} s of search, few repeats")
     asked = parser.parse_args()
     models = asked.model or (["squeezenet"] if asked.quick else list(GOALS))
     threads = asked.threads or sorted({1, len(os.sched_getaffinity(0))})

@@ -38,6 +38,9 @@ class FakeMeasurer:
                 yield Measurement(status, (), 0.1, 0.01, f"{status} as asked")
             self.on_measure(len(self.asked))
 
+    def add(self, tasks):
+        self.added = [task.key for task in tasks]
+
     def close(self):
         self.closed = True
 

@@ -16,8 +16,9 @@ import pytest
 
 from tvmlab import cli
 from tvmlab.core import InputError
-from tvmlab.experiment import STEPS, Ansor, AutoTVM, Experiment, Measure
+from tvmlab.experiment import STEPS, Ansor, AutoTVM, Experiment, LayoutTuning, Measure
 from tvmlab.flags import flag
+from tvmlab.run import best
 
 TRIALS = [("conv2d_relu", 250.0), ("dense", 100.0)]
 
@@ -136,6 +137,13 @@ def test_tune_chooses_the_step(tuned):
     assert tuned["e"] == Experiment(model="alexnet", steps=[step])
 
 
+def test_tune_searches_layouts(tuned):
+    flags = "--step layouttuning --trials-per-variant 4 --blocks 8 16 --algorithms direct winograd2 --no-wait"
+    assert cli.main(["tune", "alexnet", *flags.split()]) == 0
+    step = LayoutTuning(trials_per_variant=4, blocks=(8, 16), algorithms=("direct", "winograd2"))
+    assert tuned["e"] == Experiment(model="alexnet", steps=[step])
+
+
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
@@ -246,14 +254,14 @@ def test_demo_leaves_a_figure_and_a_report_and_prints_the_summary(tuned, replace
     replaced("compare", "compare", lambda run: "compared")
     replaced("report", "report", lambda run: page)
     assert cli.main(["demo", "--model", "squeezenet", "--time-limit", "5"]) == 0
-    assert tuned["e"] == Experiment(model="squeezenet", time_limit_s=5.0)
+    assert tuned["e"] == best("squeezenet", time_limit_s=5.0)
     figure = tuned["run"].folder.path / "curve.png"
     assert figure.read_bytes().startswith(b"\x89PNG")
     out = capsys.readouterr().out
     for expected in ("compared", "best_estimate_ms", str(figure), str(page)):
         assert expected in out
     assert cli.main(["demo"]) == 0
-    assert tuned["e"] == Experiment(model="resnet50", time_limit_s=180.0)
+    assert tuned["e"] == best("resnet50", time_limit_s=180.0)
 
 
 def test_demo_stopped_by_control_c_compares_nothing(tuned, replaced):

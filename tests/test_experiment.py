@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tvmlab.core import InputError
-from tvmlab.experiment import STEPS, Ansor, AutoTVM, Experiment, Measure, unit_of
+from tvmlab.experiment import STEPS, Ansor, AutoTVM, Experiment, LayoutTuning, Measure, unit_of
 
 NAMES = st.text(st.characters(blacklist_categories=("Cs",)), min_size=1, max_size=12)
 ANSOR = st.builds(
@@ -29,6 +29,13 @@ AUTOTVM = st.builds(
     batch_size=st.none() | st.integers(1, 1024),
     warm_start=st.lists(NAMES, max_size=2),
 )
+LAYOUT = st.builds(
+    LayoutTuning,
+    trials_per_variant=st.integers(1, 1000),
+    blocks=st.none() | st.lists(st.integers(0, 1024), min_size=1, max_size=3),
+    algorithms=st.sampled_from([("direct",), ("direct", "winograd4"), ("winograd2", "direct")]),
+    warm_start=st.lists(NAMES, max_size=2),
+)
 MEASURE = st.builds(
     Measure,
     repeats=st.integers(1, 1000),
@@ -44,7 +51,7 @@ EXPERIMENT = st.builds(
     target=NAMES,
     batch=st.integers(1, 65536),
     dims=st.dictionaries(NAMES, st.integers(1, 10**6), max_size=2),
-    steps=st.lists(ANSOR | AUTOTVM, min_size=1, max_size=3),
+    steps=st.lists(ANSOR | AUTOTVM, min_size=1, max_size=3) | st.tuples(LAYOUT) | st.tuples(LAYOUT, ANSOR | AUTOTVM),
     seed=st.integers(0, 2**31 - 1),
     time_limit_s=st.none() | st.floats(1e-3, 1e9),
     measure=MEASURE,
@@ -59,8 +66,7 @@ def test_json_round_trip(experiment):
 
 @given(EXPERIMENT)
 def test_code_makes_the_same_object(experiment):
-    names = {"Experiment": Experiment, "Ansor": Ansor, "AutoTVM": AutoTVM, "Measure": Measure}
-    assert eval(experiment.code(), names) == experiment
+    assert eval(experiment.code(), {known.__name__: known for known in (Experiment, *STEPS, Measure)}) == experiment
 
 
 def test_code_leaves_defaults_out():
@@ -174,6 +180,33 @@ def test_total_trials():
     assert (AutoTVM().total_trials(3), AutoTVM().task_trials) == (6000, 2000)
     assert AutoTVM(kernel_trials=8, max_trials=10).total_trials(3) == 10
     assert Ansor(trials_per_kernel=8).task_trials is None
+
+
+@pytest.mark.parametrize(
+    ("knobs", "said"),
+    [
+        ({"blocks": []}, "blocks should name a block"),
+        ({"blocks": [-1]}, "greater than or equal to 0"),
+        ({"algorithms": ["fft"]}, "algorithms has no 'fft': it may hold direct, winograd2, winograd4"),
+        ({"algorithms": ["winograd2"]}, "should hold 'direct'"),
+    ],
+)
+def test_a_layout_step_names_the_knob_that_is_wrong(knobs, said):
+    with pytest.raises(InputError, match=r"LayoutTuning\(") as caught:
+        LayoutTuning(**knobs)
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize("steps", [[Ansor(), LayoutTuning()], [LayoutTuning(), LayoutTuning()]])
+def test_the_layout_step_comes_first(steps):
+    with pytest.raises(InputError, match="LayoutTuning is not the first step"):
+        Experiment(model="alexnet", steps=steps)
+
+
+def test_a_variant_gets_its_trials_and_a_transform_a_quarter():
+    step = LayoutTuning(trials_per_variant=12)
+    assert (step.total_trials(3), step.task_trials, step.batch_size, step.transform_trials) == (36, 12, 12, 3)
+    assert LayoutTuning(trials_per_variant=1).transform_trials == 2
 
 
 @pytest.mark.parametrize("options", [*STEPS, Measure, Experiment])

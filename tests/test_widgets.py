@@ -12,7 +12,7 @@ import pytest
 
 import tvmlab
 from tvmlab.core import InputError, RunError, TaskInfo, Trial, TrialStatus
-from tvmlab.experiment import Ansor, AutoTVM, Experiment, Measure, unit_of
+from tvmlab.experiment import Ansor, AutoTVM, Experiment, LayoutTuning, Measure, unit_of
 from tvmlab.records import RunFolder, TrialWriter
 from tvmlab.widgets import monitor as monitor_module
 from tvmlab.widgets.form import Form, step_classes
@@ -161,6 +161,20 @@ def test_autotvm_can_be_chosen_and_its_tuner_too():
     assert "AutoTVM(kernel_trials=64, tuner='genetic')" in form.code()
     assert "from tvmlab import AutoTVM, Experiment" in form.code()
     assert not form.start_button.disabled
+
+
+def test_layout_tuning_can_be_chosen_and_its_blocks_too():
+    form = Form(Experiment(model="alexnet"))
+    step = form.steps[0]
+    step.choice.value = LayoutTuning
+    knobs = step.group.knobs
+    assert list(knobs) == [name for name in LayoutTuning.model_fields if name != "kind"]
+    assert knobs["blocks"].control.value == "" and knobs["blocks"].value is None
+    knobs["blocks"].control.value = "8, 16"
+    knobs["algorithms"].control.value = "direct"
+    assert form.experiment.steps == (LayoutTuning(blocks=(8, 16), algorithms=("direct",)),)
+    knobs["blocks"].control.value = "many"
+    assert "blocks" in knobs["blocks"].error and form.start_button.disabled
 
 
 @pytest.mark.parametrize(

@@ -242,9 +242,9 @@ def _demo(args: argparse.Namespace) -> int:
     from tvmlab.flags import given_knobs
     from tvmlab.plots import latency_png
     from tvmlab.report import report
-    from tvmlab.run import tune
+    from tvmlab.run import best, tune
 
-    experiment = Experiment(**given_knobs(args, Experiment))
+    experiment = best(**given_knobs(args, Experiment))
     print(f"tvmlab.tune({experiment.code()})", flush=True)
     run = tune(experiment, args.runs_dir)
     if not _follow(run):

@@ -306,6 +306,10 @@ class Measurer(Protocol):
         """Start building at once; the iterator runs the candidates and gives one Measurement each, in order."""
         ...
 
+    def add(self, tasks: Sequence[Any]) -> None:
+        """More tasks (tvmlab.tasks.Task) that there may be candidates of."""
+        ...
+
     def close(self) -> None:
         """End every process this measurer started."""
         ...

@@ -6,13 +6,13 @@ The widgets, the command line and the documentation are generated from these cla
 from __future__ import annotations
 
 import html
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, StrictInt, ValidationError, field_validator
 
-from tvmlab.core import InputError
+from tvmlab.core import ALGORITHMS, InputError
 
-__all__ = ["STEPS", "Ansor", "AutoTVM", "Experiment", "Measure", "Options", "knob", "unit_of"]
+__all__ = ["STEPS", "Ansor", "AutoTVM", "Experiment", "LayoutTuning", "Measure", "Options", "knob", "unit_of"]
 
 
 def knob(default: Any, help: str, *, unit: str = "", **limits: Any) -> Any:
@@ -200,6 +200,75 @@ class AutoTVM(Options):
         return self.kernel_trials
 
 
+class LayoutTuning(Options):
+    """Choose layout and algorithm of every convolution: the graph tuner (Liu et al., USENIX ATC 2019, section 3.3).
+
+    Every packing that a convolution can have is measured with a few trials of its template, so are the layout
+    transforms between them; the assignment that costs least in all goes into the run folder, and the steps that follow
+    tune the model packed by it. It comes first, and once. CPU only.
+
+    >>> LayoutTuning(blocks=(8, 16), algorithms=("direct",)).blocks
+    (8, 16)
+    """
+
+    kind: Literal["layouttuning"] = "layouttuning"
+    trials_per_variant: int = knob(
+        8, "Trials of each packing of each distinct convolution", unit="trials", ge=1, le=1000
+    )
+    blocks: tuple[Annotated[int, Field(ge=0, le=1024)], ...] | None = Field(
+        None,
+        description="Channels in the innermost axis to try, 0 for plain NCHW (searched as Ansor does); empty for the "
+        "target's float32 lanes",
+        json_schema_extra={"unit": "channels"},
+    )
+    algorithms: tuple[str, ...] = Field(
+        ALGORITHMS, description="Ways to compute a convolution: direct, winograd2, winograd4 (3x3 with stride 1)"
+    )
+    warm_start: tuple[str, ...] = _warm_start()
+
+    tuner: ClassVar[str] = "xgb"  # whose trials these count as: AutoTVM's default goes on where they end
+
+    @field_validator("blocks")
+    @classmethod
+    def _some(cls, blocks: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        if blocks == ():
+            raise ValueError("should name a block, or be left empty")
+        return blocks
+
+    @field_validator("algorithms")
+    @classmethod
+    def _known(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        if unknown := [name for name in names if name not in ALGORITHMS]:
+            raise ValueError(f"has no {unknown[0]!r}: it may hold {', '.join(ALGORITHMS)}")
+        if "direct" not in names:
+            raise ValueError("should hold 'direct': not every convolution can have another")
+        return names
+
+    def total_trials(self, tunable_tasks: int) -> int:
+        """The step's budget for so many variants, in trials."""
+        return self.trials_per_variant * tunable_tasks
+
+    @property
+    def task_trials(self) -> int:
+        """Most trials that one variant may get."""
+        return self.trials_per_variant
+
+    @property
+    def transform_trials(self) -> int:
+        """Most trials that one layout transform may get: it has few schedules."""
+        return max(2, self.trials_per_variant // 4)
+
+    @property
+    def early_stopping_threshold(self) -> int:
+        """Every variant gets all its trials."""
+        return self.trials_per_variant + 1
+
+    @property
+    def batch_size(self) -> int:
+        """All trials of a variant at once: they are the points that its template names first."""
+        return min(self.trials_per_variant, 64)
+
+
 class Measure(Options):
     """How a candidate is timed and checked."""
 
@@ -231,7 +300,7 @@ class Measure(Options):
     )
 
 
-Step = Annotated[Ansor | AutoTVM, Field(discriminator="kind", description="One stage of an experiment")]
+Step = Annotated[Ansor | AutoTVM | LayoutTuning, Field(discriminator="kind", description="One stage of an experiment")]
 STEPS: tuple[type[Options], ...] = get_args(get_args(Step)[0])
 
 
@@ -255,6 +324,16 @@ class Experiment(Options):
     seed: int = knob(0, "Seeds the weights, the inputs and the search", ge=0, le=2**31 - 1)
     time_limit_s: float | None = knob(None, "Stop the search after so long; empty for no limit", unit="s", gt=0, le=1e9)
     measure: Measure = Field(default_factory=Measure, description="How candidates are timed and checked")
+
+    @field_validator("steps")
+    @classmethod
+    def _layouts_first(cls, steps: tuple[Step, ...]) -> tuple[Step, ...]:
+        if any(isinstance(step, LayoutTuning) for step in steps[1:]):
+            raise InputError(
+                "LayoutTuning is not the first step, or there are two",
+                remedy="begin with it: what follows tunes its choice",
+            )
+        return steps
 
     @field_validator("dims")
     @classmethod

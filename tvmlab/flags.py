@@ -84,7 +84,7 @@ def _parsing(field: FieldInfo) -> dict[str, Any]:
     if dict in kinds:
         return {"action": "append", "metavar": "NAME=SIZE"}
     if tuple in kinds:
-        return {"nargs": "+", "metavar": "RUN"}
+        return {"nargs": "+", "metavar": unit_of(field).upper() or "NAME"}
     if Literal in kinds:
         return {"choices": get_args(field.annotation)}
     kind = next(kind for kind in (int, float, str) if kind in kinds)

@@ -20,9 +20,21 @@ import pandas as pd
 from tvmlab import stats
 from tvmlab.columns import COLUMNS, DETAILS, PER_RUN, TrialReader, identity
 from tvmlab.core import InputError, RecordError, TaskInfo, TrialStatus
+from tvmlab.layout_rows import LAYOUT_COLUMNS, TRANSFORM_COLUMNS, site_rows, summary_of, transform_rows
 from tvmlab.records import RunFolder, default_runs_dir
 
-__all__ = ["comparison", "curve", "failures", "folders", "references", "summary", "tasks", "trials"]
+__all__ = [
+    "comparison",
+    "curve",
+    "failures",
+    "folders",
+    "layout_transforms",
+    "layouts",
+    "references",
+    "summary",
+    "tasks",
+    "trials",
+]
 
 
 def folders(runs: Any) -> list[RunFolder]:
@@ -94,7 +106,7 @@ def curve(runs: Any, by: str = "trial", task: str | None = None) -> pd.DataFrame
     for folder in folders(runs):
         infos = folder.tasks
         if task is None:
-            infos = [info for info in infos if info.tunable]
+            infos = [info for info in infos if info.tunable and info.weight]
         chosen = [info for info in infos if task in (None, "all", info.name, info.key)]
         if infos and not chosen:
             unknown.append(sorted(info.name for info in infos))
@@ -153,7 +165,7 @@ def _task_curves(folder: RunFolder, infos: Sequence[TaskInfo], by: str) -> pd.Da
 
 
 def tasks(runs: Any) -> pd.DataFrame:
-    """One row a run and task, in the model's order.
+    """One row a run and task, in the model's order, then (weight 0) those that a layout step only tried.
 
     Columns: run, model, target, seed, task, task_key, kernel_class, tunable, weight, flops, bytes, intensity
     (FLOP per byte), roofline_us (NaN if the target's limits were not measured), default_us (untuned), best_us
@@ -260,8 +272,8 @@ def _estimates(folder: RunFolder) -> dict[str, float]:
 
 
 def _weighted(found: pd.DataFrame, latency: str) -> pd.Series:
-    """Each task's part of the model estimate, us. A task that is not tunable is a view in the compiled model: free."""
-    return (found["weight"] * found[latency]).where(found["tunable"], 0.0)
+    """Each task's part of the model estimate, us. One that is not tunable is a view in the compiled model: free."""
+    return (found["weight"] * found[latency]).where(found["tunable"] & (found["weight"] > 0), 0.0)
 
 
 def _median_ms(compared: dict[str, Any], subject: str) -> float:
@@ -272,6 +284,36 @@ def _median_ms(compared: dict[str, Any], subject: str) -> float:
 def _ratio(compared: dict[str, Any], subject: str, baseline: str) -> dict[str, float]:
     pairs = compared.get("ratios", [])
     return next((row for row in pairs if (row["subject"], row["baseline"]) == (subject, baseline)), {})
+
+
+def layouts(runs: Any) -> pd.DataFrame:
+    """One row a run, convolution or dense layer (`site`), and packing; no rows for runs whose model is in NCHW.
+
+    Columns: run, site, about (operator, shapes, what is fused to it), packing, chosen, best_us (its best latency in
+    the run's trials, NaN: none), decided_us (what the layout step chose by; NaN: nothing), why_not (why it could not
+    be chosen; empty if it could), task_key. For one run `attrs` holds cost_us (of the assignment with its transforms,
+    as measured when it was chosen), uniform_us (of each assignment of one block and algorithm), best_uniform, and gain
+    (what the assignment saves of the best uniform one, 0 to 1); nothing where no layout step chose.
+    """
+    found = folders(runs)
+    rows = [row for folder in found for row in site_rows(folder, _best_us(folder))]
+    frame = pd.DataFrame(rows, columns=list(LAYOUT_COLUMNS))
+    if len(found) == 1:
+        frame.attrs.update(summary_of(found[0]))
+    return frame
+
+
+def layout_transforms(runs: Any) -> pd.DataFrame:
+    """One row a run and layout transform that its model pays for: run, tensor, shape, source, target, cost_us."""
+    rows = [row for folder in folders(runs) for row in transform_rows(folder)]
+    return pd.DataFrame(rows, columns=list(TRANSFORM_COLUMNS))
+
+
+def _best_us(folder: RunFolder) -> dict[str, float]:
+    """The least latency of each task's trials."""
+    measured = trials(folder, columns=["task_key", "trial", "latency_us"])
+    best = measured[measured["trial"] > 0].groupby("task_key", observed=True)["latency_us"].min()
+    return {str(key): float(value) for key, value in best.items()}
 
 
 def comparison(runs: Any) -> pd.DataFrame:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from tvmlab import packed_ops, winograd
@@ -14,7 +15,18 @@ from tvmlab.layout_graph import Graph, Node, Placed, Transform, is_view, place, 
 from tvmlab.models import Model
 from tvmlab.sites import Site, options, reason_against
 
-__all__ = ["Site", "Transform", "options", "pack", "sites", "transforms_of", "uniform"]
+__all__ = [
+    "Site",
+    "Transform",
+    "copies",
+    "dense_block_of",
+    "options",
+    "pack",
+    "pack_sites",
+    "sites",
+    "transforms_of",
+    "uniform",
+]
 
 # How FuseOps shall treat a function (OpPatternKind in TVM's op_attr_types.h).
 _INJECTIVE, _FUSES_EPILOGUE = 2, 4
@@ -40,7 +52,7 @@ def uniform(model: Model, block: int, winograd: int = 0, dense_block: int | None
     assignment = {}
     for site in sites(model):
         if site.kind == "dense":
-            choices = [Packing(_dense_block(site, block, dense_block or max(block, 128)))]
+            choices = [Packing(dense_block_of(site, block, dense_block or max(block, 128)))]
         else:
             choices = [*([Packing(block, f"winograd{winograd}")] if winograd else []), Packing(block)]
         chosen = next((packing for packing in choices if reason_against(site, packing) is None), None)
@@ -49,7 +61,8 @@ def uniform(model: Model, block: int, winograd: int = 0, dense_block: int | None
     return assignment
 
 
-def _dense_block(site: Site, smallest: int, largest: int) -> int:
+def dense_block_of(site: Site, smallest: int, largest: int) -> int:
+    """The block of a dense layer's features: `largest`, halved down to `smallest` while it pads them by a quarter."""
     block, features = largest, site.weight[1]
     while block > smallest and packed_ops.blocks_of(features, block) * block > 1.25 * features:
         block //= 2
@@ -63,16 +76,24 @@ def pack(module: Any, assignment: Assignment) -> Any:
     is rewritten: tensors stay packed from one operator to the next, and are copied to another layout only where a
     reader needs it, once. Raises InputError for a site the module does not have, or a packing it cannot have.
     """
+    return pack_sites(module, assignment)[0]
+
+
+def pack_sites(module: Any, assignment: Assignment) -> tuple[Any, dict[str, Any]]:
+    """What `pack` returns, and by site the constant that holds its weights there: it tells the sites' calls apart."""
     from tvm import relax
 
     graph = read(module)
-    packed = _rewrite(module, graph, place(graph, assignment), assignment)
-    return relax.transform.DeadCodeElimination()(packed)
+    packed, weights = _rewrite(module, graph, place(graph, assignment), assignment)
+    return relax.transform.DeadCodeElimination()(packed), weights
 
 
-def _rewrite(module: Any, graph: Graph, placed: dict[Any, Placed], assignment: Assignment) -> Any:
+def _rewrite(
+    module: Any, graph: Graph, placed: dict[Any, Placed], assignment: Assignment
+) -> tuple[Any, dict[str, Any]]:
     from tvm import relax
 
+    weights: dict[str, Any] = {}
     nodes = {node.result: node for node in graph.nodes}
 
     @relax.expr_functor.mutator
@@ -84,6 +105,8 @@ def _rewrite(module: Any, graph: Graph, placed: dict[Any, Placed], assignment: A
             layouts = placed[node.result]
             inputs = [tensors.get(variable, block) for variable, block in zip(node.inputs, layouts.inputs, strict=True)]
             value = _emit(kernels, node, graph, layouts, assignment, inputs)
+            if node.site is not None:
+                weights[node.site.name] = _weight(node, graph) if value is None else value.args[1].fields[1]
             if value is not None:
                 tensors.put(binding.var, layouts.result, value)
             else:
@@ -98,7 +121,38 @@ def _rewrite(module: Any, graph: Graph, placed: dict[Any, Placed], assignment: A
     kernels = _Kernels(rewriter.builder_)
     tensors = _Tensors(rewriter, kernels, placed)
     rewriter.builder_.update_func(module.get_global_var("main"), rewriter.visit_expr(module["main"]))
-    return rewriter.builder_.get()
+    return rewriter.builder_.get(), weights
+
+
+def _weight(node: Node, graph: Graph) -> Any:
+    """The constant that a convolution or dense layer in NCHW reads; None where its weights are not constant."""
+    from tvm import ir
+
+    own = node.binding.value.args[1]
+    return own if isinstance(own, ir.GenericConst) else graph.constants.expression(own)
+
+
+def copies(wanted: Sequence[tuple[tuple[int, ...], int, int]]) -> Any:
+    """A Relax module whose function `main` does nothing but layout transforms, one binding each, in order.
+
+    A transform is the shape (N, C, H, W) of a tensor, and the blocks it is in and shall be in (0 is NCHW).
+    """
+    from tvm import relax
+
+    builder = relax.BlockBuilder()
+    sources = [
+        relax.Var(f"x{number}", relax.TensorType(packed_ops.packed_shape(shape, source), "float32"))
+        for number, (shape, source, _) in enumerate(wanted)
+    ]
+    with builder.function("main", sources):
+        kernels = _Kernels(builder)
+        with builder.dataflow():
+            calls = [
+                builder.emit_output(_copy(kernels, variable, shape, source, target))
+                for variable, (shape, source, target) in zip(sources, wanted, strict=True)
+            ]
+        builder.emit_func_output(relax.Tuple(calls))
+    return builder.get()
 
 
 class _Kernels:
@@ -166,9 +220,13 @@ def _transform(kernels: _Kernels, source: Any, variable: Any, home: int, block: 
 
     shape = static_shape(variable)
     assert shape is not None and len(shape) == 4, "only tensors (N, C, H, W) are packed"
-    batch, channels, _, _ = shape
     if is_view(shape, home) and is_view(shape, block):
-        return relax.op.reshape(source, (batch, channels // block, 1, 1, block) if block else shape)
+        return relax.op.reshape(source, packed_ops.packed_shape(shape, block))
+    return _copy(kernels, source, shape, home, block)
+
+
+def _copy(kernels: _Kernels, source: Any, shape: tuple[int, ...], home: int, block: int) -> Any:
+    channels = shape[1]
     if not home:
         return kernels.call("layout_pack", _INJECTIVE, packed_ops.layout_pack, [source], block)
     if not block:

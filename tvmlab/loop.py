@@ -8,15 +8,19 @@ same seed and the same answers give the same candidates.
 from __future__ import annotations
 
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
 from tvmlab.core import Candidate, Measurement, Strategy, Trial
+from tvmlab.experiment import LayoutTuning
+from tvmlab.layout_plan import LayoutPlan
+from tvmlab.layout_step import adopt
 from tvmlab.search.allocate import Allocator, fit_batch_size, fit_template_batches
 from tvmlab.session import Session
 from tvmlab.strategies import Strategies
+from tvmlab.tasks import Task
 
 __all__ = ["run_steps"]
 
@@ -27,26 +31,55 @@ _BATCHES = {"ansor": (3, fit_batch_size), "autotvm": (5, fit_template_batches)}
 
 def run_steps(session: Session) -> None:
     """Measure the default schedules, then run the experiment's steps in order."""
-    defaults = session.measure_defaults()
     for number, step in enumerate(session.experiment.steps):
+        if isinstance(step, LayoutTuning):
+            if session.plan is not None:
+                _tune_layout(session, number, step, session.plan)
+            continue
+        defaults = session.measure_defaults()
         if session.is_over:
             return
         session.phase = f"step {number + 1}: {step.kind}"
         _search(session, number, step, defaults)
 
 
-def _search(session: Session, number: int, step: Any, defaults: dict[str, float | None]) -> None:
-    """Search every task with the step's strategies, until its budget or its spaces are used up."""
-    earlier = session.trials_of(number)
-    total = step.total_trials(len(session.tasks))
+def _tune_layout(session: Session, number: int, step: LayoutTuning, plan: LayoutPlan) -> None:
+    """Measure what can be chosen, and choose; a stop leaves that to the next session."""
+    defaults = session.measure_defaults(session.tasks)
+    session.phase = f"step {number + 1}: {step.kind}"
+    for tasks, most in ((plan.variants, step.trials_per_variant), (plan.copies, step.transform_trials)):
+        if tasks and not session.is_over:
+            _search(session, number, step, defaults, tasks, most)
+    if not session.stop.is_set():
+        session.phase = "choosing the layouts"
+        adopt(session, plan)
+        session.measure_defaults()
+
+
+def _search(
+    session: Session,
+    number: int,
+    step: Any,
+    defaults: dict[str, float | None],
+    only: Sequence[Task] | None = None,
+    most: int | None = None,
+) -> None:
+    """Search all tasks, or `only` these, with the step's strategies, until its budget or their spaces are used up.
+
+    `most` is how many trials each may get, if not what the step says.
+    """
+    tasks = list(session.tasks.values()) if only is None else only
+    keys = {task.key for task in tasks}
+    earlier = {key: trials for key, trials in session.trials_of(number).items() if key in keys}
+    total = step.total_trials(len(tasks)) if most is None else most * len(tasks)
     left = total - sum(map(len, earlier.values()))
     sizes = (step.batch_size, step.batch_size) if step.batch_size else _fit_batches(session, step.kind, total)
     allocator = Allocator(
-        [task.info for task in session.tasks.values()],
+        [task.info for task in tasks],
         defaults,
         session.target.roofline,
         step.early_stopping_threshold,
-        step.task_trials,
+        step.task_trials if most is None else most,
     )
     for key, trials in earlier.items():
         allocator.record(key, [trial.latency_s for trial in trials])

@@ -24,6 +24,7 @@ __all__ = [
     "pack_dense_weight",
     "pack_depthwise_weight",
     "pack_weight",
+    "packed_shape",
 ]
 
 
@@ -34,6 +35,16 @@ def blocks_of(channels: int, block: int) -> int:
     2
     """
     return -(-channels // block)
+
+
+def packed_shape(shape: tuple[int, ...], block: int) -> tuple[int, ...]:
+    """The shape of a tensor (N, C, H, W) in a layout; block 0 is NCHW.
+
+    >>> packed_shape((1, 24, 7, 7), 16)
+    (1, 2, 7, 7, 16)
+    """
+    batch, channels, rows, columns = shape
+    return (batch, blocks_of(channels, block), rows, columns, block) if block else shape
 
 
 def conv2d(data: Any, weight: Any, strides: Any, padding: Any, dilation: Any, groups: int = 1) -> Any:

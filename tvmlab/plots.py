@@ -22,8 +22,9 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 from tvmlab import frames
 from tvmlab.columns import identity
 from tvmlab.core import InputError, TrialStatus
+from tvmlab.plots_layouts import layout_graph
 
-__all__ = ["latency_bands", "latency_png", "latency_vs_trials", "lump", "task_shares", "trial_scatter"]
+__all__ = ["latency_bands", "latency_png", "latency_vs_trials", "layout_graph", "lump", "task_shares", "trial_scatter"]
 
 # Okabe & Ito, "Color Universal Design" (2008): eight colours that colour-blind readers tell apart.
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -210,7 +211,7 @@ def lump(tasks: pd.DataFrame, top: int) -> pd.DataFrame:
 
     Tasks after the first `top` become one row, "N other tasks".
     """
-    tasks = tasks[tasks["tunable"].astype(bool)]
+    tasks = tasks[tasks["tunable"].astype(bool) & (tasks["weight"] > 0)]
     parts = pd.DataFrame(
         {
             "task": [f"{name} (x{weight})" for name, weight in zip(tasks["task"], tasks["weight"], strict=True)],

@@ -2,7 +2,8 @@
 
 <id>/experiment.json    the Experiment
      environment.json   machine, versions, git state, the target and its roofline
-     tasks.json         the model's tasks (TaskInfo)
+     tasks.json         the model's tasks (TaskInfo); of weight 0 what a layout step only tried
+     assignment.json    the packing of each convolution, and what else it could have had; none where all is NCHW
      trials.jsonl       one Trial a line, appended and flushed
      state.json         status, heartbeat, pid
      lock               held by the search process for as long as it lives
@@ -25,7 +26,7 @@ import orjson
 import psutil
 from filelock import FileLock, Timeout
 
-from tvmlab.core import MissingTool, RecordError, Roofline, RunError, TaskInfo, Trial, TrialStatus
+from tvmlab.core import Assignment, MissingTool, Packing, RecordError, Roofline, RunError, TaskInfo, Trial, TrialStatus
 from tvmlab.experiment import Experiment
 
 __all__ = ["FORMAT", "RunFolder", "State", "TrialWriter", "cut_torn_line", "default_runs_dir"]
@@ -144,6 +145,20 @@ class RunFolder:
     def tasks(self) -> list[TaskInfo]:
         """The model's tasks; empty until the search process has extracted them."""
         return [TaskInfo(**row) for row in self.read_json("tasks.json", missing=[])]
+
+    @property
+    def layouts(self) -> dict[str, Any] | None:
+        """assignment.json, see tvmlab.frames.layouts; None if the run's model is in NCHW, or was not looked at yet."""
+        return self.read_json("assignment.json", missing=None)
+
+    @property
+    def assignment(self) -> Assignment | None:
+        """The packing of each convolution and dense layer that has one, by the name of its site; None as `layouts`."""
+        found = self.layouts
+        if found is None:
+            return None
+        packings = {row["site"]: Packing.parse(row["packing"]) for row in found["sites"]}
+        return {site: packing for site, packing in packings.items() if packing.block}
 
     @property
     def comparison(self) -> dict[str, Any] | None:

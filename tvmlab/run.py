@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import math
 import os
 import signal
 import subprocess
@@ -14,17 +15,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tvmlab.core import RunError, TvmlabError
-from tvmlab.experiment import Experiment
+from tvmlab.experiment import Ansor, AutoTVM, Experiment, LayoutTuning, Measure
 from tvmlab.hardware import require_compiler, require_disk
+from tvmlab.models import load_model
 from tvmlab.records import RunFolder, default_runs_dir
 from tvmlab.search_process import check_experiment
+from tvmlab.targets import target as named_target
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Progress", "Run", "attach", "resume", "runs", "tune"]
+__all__ = ["Progress", "Run", "attach", "best", "resume", "runs", "tune"]
 
 _POLL_S = 0.2
+_WEIGHT_BYTES = 4
 _STOP_GRACE_S = 180.0  # a stop waits for the trial under way, and that for its build
 
 # Set by tvmlab.widgets: how a notebook shows a run. Only widgets know the notebook.
@@ -158,6 +162,26 @@ class Run:
         if view is not None:
             return view(self)
         return {"text/plain": repr(self), "text/html": self._repr_html_()}
+
+
+def best(model: str, target: str = "auto", *, time_limit_s: float | None = None, seed: int = 0) -> Experiment:
+    """The experiment for a user who does not want to choose: what makes this model fast within minutes.
+
+    On a CPU the layout search, then templates for every kernel; candidates are timed with cold weights if those of the
+    model do not fit the last cache, since each inference then reads them from memory. On a GPU the sketch search.
+    Raises InputError for an unknown model or target.
+
+    >>> [step.kind for step in best("alexnet", "cpu").steps]
+    ['layouttuning', 'autotvm']
+    """
+    found = named_target(target)
+    steps: tuple[Any, ...] = (Ansor(trials_per_kernel=128, early_stopping_threshold=64),)
+    measure = Measure()
+    if found.kind == "llvm":
+        steps = (LayoutTuning(), AutoTVM(kernel_trials=48, early_stopping_threshold=24))
+        weights = _WEIGHT_BYTES * load_model(model, seed=seed).parameters
+        measure = Measure(cold_weights=weights > found.details.get("cache_bytes", math.inf))
+    return Experiment(model=model, target=target, steps=steps, time_limit_s=time_limit_s, seed=seed, measure=measure)
 
 
 def tune(experiment: Experiment, runs_dir: str | Path | None = None) -> Run:

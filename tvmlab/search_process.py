@@ -11,21 +11,23 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 from tvmlab.compat import hide_torch
 from tvmlab.core import InputError, Measurer, TvmlabError
 from tvmlab.environment import describe
-from tvmlab.experiment import Experiment
+from tvmlab.experiment import Experiment, LayoutTuning
+from tvmlab.layout_plan import LayoutPlan
+from tvmlab.layout_step import arrange
 from tvmlab.loop import run_steps
 from tvmlab.measure.local import LocalMeasurer
-from tvmlab.models import Model, load_model
+from tvmlab.models import load_model
 from tvmlab.records import RunFolder
 from tvmlab.session import Session
 from tvmlab.targets import Target
 from tvmlab.targets import target as named_target
-from tvmlab.tasks import Task, extract, require_tunable
+from tvmlab.tasks import Task, require_tunable
 
 __all__ = ["main", "prepare", "search"]
 
@@ -58,10 +60,10 @@ def search(
     make_measurer: Callable[[list[Task], Target, RunFolder], Measurer] | None = None,
 ) -> None:
     """Do what the folder's experiment asks, from where it is, and write how it ended."""
-    _, target, tasks = prepare(folder)
+    target, tasks, plan = prepare(folder)
     make = make_measurer or _local_measurer
     measurer = make(tasks, target, folder)
-    session = Session(folder, tasks, target, measurer)
+    session = Session(folder, tasks, target, measurer, plan)
     session.stop = stop
     pulse = _Heartbeat(folder, session)
     try:
@@ -76,15 +78,17 @@ def search(
     _write(folder, session, status, message)
 
 
-def prepare(folder: RunFolder) -> tuple[Model, Target, list[Task]]:
-    """Load what the experiment names and note it in the folder. Raises InputError if the machine is another one."""
+def prepare(folder: RunFolder) -> tuple[Target, list[Task], LayoutPlan | None]:
+    """Load what the experiment names and note it in the folder; the plan is of a layout step that is not done.
+
+    Raises InputError if the machine is another one.
+    """
     experiment = folder.experiment
     target = named_target(experiment.target)
     _check_same_machine(folder, target)
     model = load_model(experiment.model, batch=experiment.batch, seed=experiment.seed, dims=experiment.dims)
-    tasks = extract(model, target)
+    tasks, plan = arrange(folder, model, target)
     require_tunable(tasks, model)
-    folder.write_json("tasks.json", [asdict(task.info) for task in tasks])
     if not folder.environment:
         about = {
             "name": model.name,
@@ -94,7 +98,7 @@ def prepare(folder: RunFolder) -> tuple[Model, Target, list[Task]]:
             "flops": model.flops,
         }
         folder.write_json("environment.json", {"target": target.as_record(), "model": about, **describe()})
-    return model, target, tasks
+    return target, tasks, plan
 
 
 def _check_same_machine(folder: RunFolder, target: Target) -> None:
@@ -111,7 +115,7 @@ def _local_measurer(tasks: list[Task], target: Target, folder: RunFolder) -> Mea
 
 
 def _outcome(session: Session) -> tuple[str, str]:
-    if session.stop.is_set() and session.trials < session.total_trials:
+    if session.stop.is_set() and (session.plan is not None or session.trials < session.total_trials):
         return "stopped", "stopped on request; tvmlab resume continues to the total that was asked"
     if session.is_over:
         return "done", "the time limit was reached"
@@ -153,6 +157,11 @@ def check_experiment(experiment: Experiment) -> None:
         raise InputError(
             f"target {experiment.target!r} has no device here to measure on",
             remedy="use one that tvmlab.targets() lists; a target without its device is for compiling only",
+        )
+    if target.kind != "llvm" and any(isinstance(step, LayoutTuning) for step in experiment.steps):
+        raise InputError(
+            f"LayoutTuning does not work on {target.label}",
+            remedy="leave it out: packed channels are for a CPU's vectors, on a GPU everything stays in NCHW",
         )
     load_model(experiment.model, batch=experiment.batch, seed=experiment.seed, dims=experiment.dims)
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from tvmlab.compat import DATABASE_FILES, load_meta_schedule
 from tvmlab.core import Candidate, Measurement, Measurer, TaskInfo, Trial
+from tvmlab.experiment import LayoutTuning
+from tvmlab.layout_plan import LayoutPlan
 from tvmlab.records import RunFolder, State, TrialWriter, cut_torn_line
 from tvmlab.targets import Target
 from tvmlab.tasks import Task
@@ -18,9 +20,19 @@ __all__ = ["Session", "estimate_s", "open_database"]
 
 
 class Session:
-    """One session of a run: from start or resume until it is done or stopped. Writes the folder."""
+    """One session of a run: from start or resume until it is done or stopped. Writes the folder.
 
-    def __init__(self, folder: RunFolder, tasks: Sequence[Task], target: Target, measurer: Measurer) -> None:
+    `tasks` are those worked on now; `plan` is that of a layout step which is not done yet.
+    """
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        tasks: Sequence[Task],
+        target: Target,
+        measurer: Measurer,
+        plan: LayoutPlan | None = None,
+    ) -> None:
         self.folder = folder
         self.experiment = folder.experiment
         self.tasks = {task.key: task for task in tasks if task.info.tunable}
@@ -29,11 +41,12 @@ class Session:
         self.stop = threading.Event()
         self.database = open_database(folder, target)
         self.search_s = 0.0
-        self.total_trials = sum(step.total_trials(len(self.tasks)) for step in self.experiment.steps)
+        self.plan = plan
         self.phase = "starting"
         self.history: list[Trial] = []
         self._default_s: dict[str, float] = {}
         self._best_s: dict[str, float] = {}
+        self._trial_s: dict[str, float] = {}
         for trial in folder.trials():
             self._remember(trial)
         self._writer = TrialWriter(folder)
@@ -57,6 +70,30 @@ class Session:
     def estimate_s(self, *, untuned: bool = False) -> float | None:
         """The model estimate in seconds: weight x best kernel latency, summed; None while a task has none."""
         return estimate_s([task.info for task in self.tasks.values()], self._default_s if untuned else self._best_s)
+
+    @property
+    def total_trials(self) -> int:
+        """The trials of all steps, as far as it is known now how many tasks each has."""
+        tunable, plan = sum(task.info.weight > 0 for task in self.tasks.values()), self.plan
+        total = 0
+        for number, step in enumerate(self.experiment.steps):
+            if not isinstance(step, LayoutTuning):
+                total += step.total_trials(tunable)
+            elif plan is not None:
+                total += step.total_trials(len(plan.variants)) + step.transform_trials * len(plan.copies)
+            else:
+                total += sum(map(len, self.trials_of(number).values()))
+        return total
+
+    def take(self, tasks: Sequence[Task]) -> None:
+        """Go on with other tasks: those of the model in the layout that was chosen."""
+        self.measurer.add(tasks)
+        self.tasks = {task.key: task for task in tasks if task.info.tunable}
+        self.plan = None
+
+    def trial_latency(self, key: str) -> float | None:
+        """Latency of a task's best trial in seconds, its unscheduled kernel not counted."""
+        return self._trial_s.get(key)
 
     def state(self, status: str, message: str = "") -> State:
         """What state.json should say now."""
@@ -119,6 +156,8 @@ class Session:
         if latency is not None:
             if trial.trial == 0:
                 self._default_s[trial.task_key] = latency
+            else:
+                self._trial_s[trial.task_key] = min(latency, self._trial_s.get(trial.task_key, latency))
             self._best_s[trial.task_key] = min(latency, self._best_s.get(trial.task_key, latency))
 
     def _commit(self, candidate: Candidate, trial: Trial) -> None:
@@ -134,15 +173,18 @@ class Session:
             )
         )
 
-    def measure_defaults(self) -> dict[str, float | None]:
-        """Latency in seconds of every task's unscheduled kernel, measured once a run; None where it failed."""
+    def measure_defaults(self, keys: Iterable[str] | None = None) -> dict[str, float | None]:
+        """Latency in seconds of the tasks' unscheduled kernels, measured once a run; None where it failed.
+
+        Without `keys` these are all tasks, however long it takes; else the run's time limit ends it.
+        """
         known = {trial.task_key: trial.latency_s for trial in self.history if trial.trial == 0}
-        missing = [key for key in self.tasks if key not in known]
+        missing = [key for key in (self.tasks if keys is None else keys) if key not in known]
         self.phase = "measuring the default schedules"
         for key, measured in zip(missing, self.measurer.measure_defaults(missing), strict=True):
             trial = self.record(_default_candidate(self.tasks[key]), measured, -1, "default")
             known[key] = trial.latency_s
-            if self.stop.is_set():
+            if self.stop.is_set() or (keys is not None and self.is_over):
                 break
         return known
 
@@ -160,10 +202,11 @@ def open_database(folder: RunFolder, target: Target) -> Any:
 
 
 def estimate_s(tasks: Sequence[TaskInfo], latencies_s: dict[str, float]) -> float | None:
-    """Weight x latency, summed over the tasks; None if one has no latency."""
-    if any(info.key not in latencies_s for info in tasks):
+    """Weight x latency, summed over the tasks of any weight; None if one of them has no latency."""
+    counted = [info for info in tasks if info.weight]
+    if any(info.key not in latencies_s for info in counted):
         return None
-    return sum(info.weight * latencies_s[info.key] for info in tasks)
+    return sum(info.weight * latencies_s[info.key] for info in counted)
 
 
 def _default_candidate(task: Task) -> Candidate:

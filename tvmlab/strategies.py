@@ -8,7 +8,7 @@ from typing import Any
 
 from tvmlab.compat import read_database
 from tvmlab.core import EnumeratedSpace, InputError, Strategy, Trial
-from tvmlab.experiment import Ansor, AutoTVM
+from tvmlab.experiment import Ansor, AutoTVM, LayoutTuning
 from tvmlab.records import RunFolder
 from tvmlab.search.annealing import Annealing
 from tvmlab.search.costmodel import CostModel
@@ -35,7 +35,7 @@ class Strategies(dict[str, Strategy]):
     Raises InputError if a run in the step's `warm_start` was made for another target.
     """
 
-    def __init__(self, session: Session, number: int, step: Ansor | AutoTVM) -> None:
+    def __init__(self, session: Session, number: int, step: Ansor | AutoTVM | LayoutTuning) -> None:
         super().__init__()
         self._session = session
         self._step = step
@@ -48,11 +48,11 @@ class Strategies(dict[str, Strategy]):
 
     def __missing__(self, key: str) -> Strategy:
         task, step = self._session.tasks[key], self._step
-        if isinstance(step, AutoTVM):
+        if isinstance(step, Ansor):
+            self[key] = self._evolution(task, step)
+        else:
             space = template_space(task, self._session.target)
             self[key] = self._evolution(task, Ansor()) if space is None else self._tuner(space, step.tuner)
-        else:
-            self[key] = self._evolution(task, step)
         return self[key]
 
     def _evolution(self, task: Task, options: Ansor) -> Strategy:

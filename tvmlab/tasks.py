@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -11,9 +12,9 @@ from typing import Any
 import pandas as pd
 
 from tvmlab.compat import load_meta_schedule, structural_key, to_plain
-from tvmlab.core import Assignment, InputError, TaskInfo
+from tvmlab.core import Assignment, InputError, RunError, TaskInfo
 from tvmlab.fold import fold
-from tvmlab.layouts import pack
+from tvmlab.layouts import pack_sites
 from tvmlab.models import Model, load_model
 from tvmlab.targets import Target
 from tvmlab.targets import target as named_target
@@ -73,27 +74,82 @@ def lower(model: Model, target: Target, assignment: Assignment | None = None) ->
     With an assignment its convolutions are packed (`tvmlab.layouts.pack`), else everything stays in NCHW. Raises
     InputError for an assignment that the model cannot have.
     """
+    if assignment is None:
+        return lower_module(_within(target, lambda: fold(_decomposed(model))), target)
+    return lower_sites(model, target, assignment)[:2]
+
+
+def lower_sites(model: Model, target: Target, assignment: Assignment) -> tuple[Any, dict[str, str], dict[str, str]]:
+    """What `lower` returns, and which function each convolution or dense layer became, by the name of its site.
+
+    Sites whose weights are not constant are left out. Raises RunError if a site's function cannot be told.
+    """
+    packed, weights = _within(target, lambda: pack_sites(_decomposed(model), assignment))
+    lowered, classes = lower_module(packed, target)
+    readers = _readers_of(lowered, weights)
+    lost = [site for site, weight in weights.items() if weight is not None and site not in readers]
+    if lost:
+        raise RunError(f"{lost[0]} of {model.name} is in no kernel", remedy="please report this: it is a fault of ours")
+    return lowered, classes, readers
+
+
+def lower_module(module: Any, target: Target) -> tuple[Any, dict[str, str]]:
+    """A Relax module of operators as fused TensorIR functions; and the kernel class of each function by name."""
     import tvm
     from tvm.relax import transform
 
+    operators = _operator_names(module)
+    passes = [
+        transform.FoldConstant(),
+        transform.LegalizeOps(),
+        transform.AnnotateTIROpPattern(),
+        transform.FoldConstant(),
+        transform.FuseOps(),
+    ]
+    module = _within(target, lambda: tvm.transform.Sequential(passes)(module))
+    classes = _kernel_classes(module, operators)
+    return _within(target, lambda: transform.FuseTIR()(module)), classes
+
+
+def _decomposed(model: Model) -> Any:
+    import tvm
+    from tvm.relax import transform
+
+    passes = [transform.DecomposeOpsForInference(), transform.CanonicalizeBindings()]
+    return tvm.transform.Sequential(passes)(model.module)
+
+
+def _within(target: Target, work: Callable[[], Any]) -> Any:
+    """Do some work of TVM's with the target it is for."""
+    import tvm
+
     load_meta_schedule(target.kind)
     with target.to_tvm(), tvm.transform.PassContext(opt_level=3):
-        module = tvm.transform.Sequential([transform.DecomposeOpsForInference(), transform.CanonicalizeBindings()])(
-            model.module
-        )
-        module = fold(module) if assignment is None else pack(module, assignment)
-        operators = _operator_names(module)
-        module = tvm.transform.Sequential(
-            [
-                transform.FoldConstant(),
-                transform.LegalizeOps(),
-                transform.AnnotateTIROpPattern(),
-                transform.FoldConstant(),
-                transform.FuseOps(),
-            ]
-        )(module)
-        classes = _kernel_classes(module, operators)
-        return transform.FuseTIR()(module), classes
+        return work()
+
+
+def calls(lowered: Any) -> list[tuple[str, list[Any]]]:
+    """The calls of a lowered module's function `main` in order: the function's name, and the arguments."""
+    from tvm import relax
+
+    bindings = [binding.value for block in lowered["main"].body.blocks for binding in block.bindings]
+    found = [value for value in bindings if isinstance(value, relax.Call) and value.op.name == "relax.call_tir"]
+    return [(call.args[0].name_hint, list(call.args[1].fields)) for call in found]
+
+
+def _readers_of(lowered: Any, weights: dict[str, Any]) -> dict[str, str]:
+    """The function that reads each constant, by the constant's name: passes copy no constant, but reorder calls."""
+    waiting = dict(weights)
+    found = {}
+    for function, arguments in calls(lowered):
+        for argument in arguments:
+            name = next(
+                (name for name, weight in waiting.items() if weight is not None and argument.same_as(weight)), ""
+            )
+            if name:
+                found[name] = function
+                del waiting[name]
+    return found
 
 
 def extract(model: Model, target: Target, assignment: Assignment | None = None) -> list[Task]:
@@ -106,6 +162,14 @@ def extract_from(lowered: Any, classes: dict[str, str], target: Target) -> list[
     meta_schedule = load_meta_schedule(target.kind)
     found = meta_schedule.relax_integration.extract_tasks(lowered, target.to_tvm())
     return [_task(item, classes) for item in found]
+
+
+def key_of(lowered: Any, function: str) -> str:
+    """The key of the task that a function of a lowered module is."""
+    import tvm
+
+    load_meta_schedule()
+    return structural_key(tvm.get_global_func("tvm.s_tir.meta_schedule.normalize_mod")(lowered[function]))
 
 
 def compile_model(lowered: Any, target: Target, database: Any = None) -> Any:

@@ -22,6 +22,7 @@ from tvmlab.measure.process import serve
 _CACHE_BYTES = 3 << 30
 _EVICT = "cache_flush_cpu_non_first_arg"  # TVM's: flushes each cache line of the arguments, so from all cores' caches
 _COLD_FACTOR = 4  # single calls scatter: so many more of them, of kernels that would be looped
+_SLOW_DEFAULT_S = 0.05  # nobody needs to know such a kernel's latency well, and a layout step has a hundred of them
 _CALL_S = 1e-4  # what calling a kernel from Python may cost beside running it
 
 
@@ -107,7 +108,8 @@ class Device:
         task.find_outputs()
         self._tasks[key] = task
         self._evict()
-        return TrialStatus.OK.value, self._time(kernel, task, elapsed, options), ""
+        latencies = [elapsed] if elapsed > _SLOW_DEFAULT_S else self._time(kernel, task, elapsed, options)
+        return TrialStatus.OK.value, latencies, ""
 
     def do_measure(self, key: str, library: str, options: dict[str, Any]) -> tuple[str, list[float], str]:
         """Run a candidate once and compare, then time it."""

@@ -63,6 +63,8 @@ class LocalMeasurer:
     def measure_defaults(self, task_keys: Sequence[str]) -> Generator[Measurement]:
         """Measure the unscheduled kernels (on a GPU: TVM's default schedule), in order; builds start at once."""
         for key in task_keys:
+            if key in self._references:
+                continue
             module = self._tasks[key].module
             if self._target.kind == "cuda":
                 with self._target.to_tvm():
@@ -183,6 +185,10 @@ class LocalMeasurer:
             return TrialStatus.RUN_TIMEOUT.value, [], str(error)
         except WorkerDied as error:
             return TrialStatus.CRASHED.value, [], f"the device's worker was {error}"
+
+    def add(self, tasks: Sequence[Task]) -> None:
+        """More tasks that there may be candidates of."""
+        self._tasks |= {task.key: task for task in tasks}
 
     def close(self) -> None:
         """End every process and delete the scratch folder."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Sequence
+from typing import Any
 
 from tvmlab.core import Candidate, Measurement, RecordError, Trial
 
@@ -51,6 +52,9 @@ class ReplayMeasurer:
         self.build_wait_s += trial.build_s
         self.run_s += trial.run_s
         return Measurement(trial.status, tuple(trial.latencies_s), trial.build_s, trial.run_s, trial.message)
+
+    def add(self, tasks: Sequence[Any]) -> None:
+        """Nothing to do: it goes by the keys."""
 
     def close(self) -> None:
         """Nothing to end."""

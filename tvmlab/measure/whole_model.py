@@ -70,7 +70,7 @@ class Subject:
 
 
 class _Tvm:
-    """The model compiled by TVM, with a run's best schedules or, untuned, with the default ones."""
+    """The model compiled by TVM: packed as the run says, with its best schedules; untuned: in NCHW, with none."""
 
     def __init__(self, model: Model, run: RunFolder, threads: int, *, tuned: bool = True) -> None:
         import tvm
@@ -81,7 +81,7 @@ class _Tvm:
 
         target = named_target(run.experiment.target)
         database = read_database(run.path, target.kind) if tuned else None
-        self._lowered, self._classes = lower(model, target)
+        self._lowered, self._classes = lower(model, target, run.assignment if tuned else None)
         kind, _, index = str(target.device).partition(":")
         self._device = tvm.device(kind, int(index or 0))
         self._machine = relax.VirtualMachine(compile_model(self._lowered, target, database), self._device)

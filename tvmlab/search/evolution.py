@@ -25,7 +25,7 @@ from tvmlab.spaces.sketch import Point, SketchSpace
 __all__ = ["Evolution"]
 
 _EPSILON = 0.1  # share of a batch drawn at random (Ansor section 5: a small constant; TVM takes 0.05)
-_APPLIED = 1.5  # points applied to a schedule for each one measured
+_APPLIED = 1.25  # points applied to a schedule for each one measured
 _PARENTS = 48
 _LEADERS = 4  # measured points whose neighbourhood is searched too
 _ENOUGH = 8  # measured points before a model of them is worth following

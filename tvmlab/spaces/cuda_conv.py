@@ -15,7 +15,7 @@ _ADDRESS = 6  # loads of a padded input cost so many times their words: division
 
 
 class DirectConv2d(Costed):
-    """Convolution on NCHW with a kernel larger than 1x1, grouped or not: a tile of output channels, rows, columns.
+    """Convolution on NCHW, grouped or not: a tile of output channels, rows, columns.
 
     Knobs: `f`, `y`, `x` (virtual threads, threads, consecutive elements of a tile along channels, rows, columns), `c`
     (input channels in shared memory, parts of them in different blocks), whether the kernel is unrolled (`unroll`),
@@ -24,12 +24,17 @@ class DirectConv2d(Costed):
 
     name = "conv2d_nchw direct"
 
-    def __init__(self, block: str, sizes: list[int], groups: int, window: tuple[int, int], machine: Machine) -> None:
+    def __init__(self, block: str, sizes: list[int], groups: int, window: tuple[int, ...], machine: Machine) -> None:
         self._batch, self._channels, self._rows, self._columns, self._depth, *self._kernel = sizes
         self._block = block
         self._window = window  # rows and columns of input between one output and the next
         depth = self._depth
-        c = [(size, parts) for size in divisors(depth, 16) for parts in divisors(depth, 32) if depth % (size * parts) == 0]
+        c = [
+            (size, parts)
+            for size in divisors(depth, 16)
+            for parts in divisors(depth, 32)
+            if depth % (size * parts) == 0
+        ]
         knobs: dict[str, tuple[Any, ...]] = {
             "f": _tiles(self._channels // groups, virtual=2, threads=64, inner=16),
             "y": _tiles(self._rows, virtual=1, threads=32, inner=14),
@@ -58,9 +63,7 @@ class DirectConv2d(Costed):
             max(1, (size - kernel) // max(outputs - 1, 1))
             for size, kernel, outputs in zip((height, width), sizes[5:], sizes[2:4], strict=True)
         )
-        if sizes[5:] == [1, 1] or sizes[1] == groups:
-            return None
-        return cls(name, sizes, groups, window, machine)
+        return cls(name, sizes, groups, window, machine) if sizes[1] > groups else None
 
     def tile(self, values: dict[str, Any]) -> tuple[int, ...]:
         """Channels, rows and columns."""
@@ -69,7 +72,9 @@ class DirectConv2d(Costed):
     def _words(self, values: dict[str, Any]) -> tuple[int, int]:
         """Words of weights and of input that a tile needs of one input channel."""
         f, y, x = self.tile(values)
-        rows, columns = ((size - 1) * step + kernel for size, step, kernel in zip((y, x), self._window, self._kernel, strict=True))
+        rows, columns = (
+            (size - 1) * step + kernel for size, step, kernel in zip((y, x), self._window, self._kernel, strict=True)
+        )
         return f * math.prod(self._kernel), rows * columns
 
     def work(self, values: dict[str, Any]) -> Work:

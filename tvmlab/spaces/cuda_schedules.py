@@ -146,6 +146,8 @@ def split_reduction(schedule: Any, product: Any, loop: Any, parts: int, scope: s
     With one part that stage is the end of the epilogue. With more, each part's sums go to global memory, and a
     second kernel adds them up in the epilogue ("split-K", as in CUTLASS). What is computed is kept in `scope`.
     """
+    if not schedule.get_consumers(product):  # no epilogue: a copy instead, so that the sums can be kept near
+        schedule.cache_write(product, 0, "global")
     if parts == 1:
         last = inline_epilogue(schedule, product)
         schedule.set_scope(product, 0, scope)

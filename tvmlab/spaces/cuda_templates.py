@@ -16,12 +16,12 @@ from tvmlab.spaces.schedules import Machine, Template, divisors, extents
 __all__ = ["TEMPLATES"]
 
 _WASTE = 1.6  # a product padded to whole tiles may be so many times the work
-_LEAST_ROWS = 4  # of a matrix: with fewer a product is not worth tiling
+_LEAST = 4  # rows, columns, depth of a product: with fewer it is not worth tiling
 _PARTS = (1, 2, 4, 8, 16, 32)
 
 
 class _Product(Costed):
-    """C[g, m, n] = sum over k of A[g, k, m] * B[g, k, n], padded to whole tiles.
+    """C[m, n] = sum over k of A[k, m] * B[k, n], padded to whole tiles.
 
     Knobs: along m and n, `*_vthreads` strided parts of a thread's tile, `*_threads`, and `*_inner` consecutive
     elements; `k_tile` of the reduction in shared memory, `k_parts` of it in different blocks, whether a tile's
@@ -32,8 +32,8 @@ class _Product(Costed):
     _left_turned: ClassVar[bool]
     _right_turned: ClassVar[bool]
 
-    def __init__(self, sizes: tuple[int, int, int, int], contiguous: int, machine: Machine) -> None:
-        self._groups, self._m, self._n, self._k = sizes
+    def __init__(self, sizes: tuple[int, int, int], contiguous: int, machine: Machine) -> None:
+        self._m, self._n, self._k = sizes
         knobs: dict[str, tuple[Any, ...]] = {
             "m_vthreads": (1, 2),
             "m_threads": _sizes(self._m, 32),
@@ -42,7 +42,7 @@ class _Product(Costed):
             "n_threads": _sizes(self._n, 64),
             "n_inner": _sizes(self._n, 8),
             "k_tile": (4, 8, 16, 32),
-            "k_parts": tuple(parts for parts in _PARTS if parts == 1 or parts * 16 <= self._k),
+            "k_parts": tuple(parts for parts in _PARTS if parts == 1 or parts * 4 <= self._k),
             "unroll": (False, True),
             "vector": tuple(width for width in divisors(machine.lanes, machine.lanes) if contiguous % width == 0),
         }
@@ -64,16 +64,21 @@ class _Product(Costed):
         depth = rounds * k_tile
         loop = 0 if values["unroll"] else 2  # a counter and a branch beside the multiply-adds
         return Work(
-            blocks=math.ceil(self._m / m) * math.ceil(self._n / n) * parts * self._groups,
+            blocks=math.ceil(self._m / m) * math.ceil(self._n / n) * parts,
             threads=threads,
             accumulators=own_m * own_n,
             fma=depth * (own_m * own_n + loop),
             shared_loads=depth * (shared_words(own_m, values["m_inner"]) + shared_words(own_n, values["n_inner"])),
             global_loads=depth * (m / values["vector"] + 2 * n) / threads,
             rounds=rounds,
-            shared_bytes=4 * k_tile * (skewed_row(m) if self._left_turned else m) + 4 * k_tile * skewed_row(n),
-            partial_sums=self._groups * self._m * self._n * (parts if parts > 1 else 0),
+            shared_bytes=4 * k_tile * sum(self._row_words(values)),
+            partial_sums=self._m * self._n * (parts if parts > 1 else 0),
         )
+
+    def _row_words(self, values: dict[str, Any]) -> list[int]:
+        """Words of shared memory that the rows of A and B take for one step of the reduction."""
+        turned = (self._left_turned, self._right_turned)
+        return [skewed_row(size) if skewed else size for size, skewed in zip(self.tile(values), turned, strict=True)]
 
     def why_not(self, values: dict[str, Any]) -> str:
         """The resources of a block must suffice, and padding must not waste much of the work."""
@@ -82,7 +87,9 @@ class _Product(Costed):
         m, n = self.tile(values)
         if not self._left_turned and m % values["vector"]:
             return f"vectors of {values['vector']} words do not fill a tile of {m} rows"
-        waste = math.ceil(self._m / m) * m * math.ceil(self._n / n) * n / (self._m * self._n)
+        steps = values["k_tile"] * values["k_parts"]
+        pairs = ((self._m, m), (self._n, n), (self._k, steps))
+        waste = math.prod(math.ceil(size / tile) * tile / size for size, tile in pairs)
         return f"padded to whole tiles it is {waste:.1f} times the work" if waste > _WASTE else ""
 
     def schedule(self, module: Any, values: dict[str, Any]) -> Any:
@@ -92,8 +99,7 @@ class _Product(Costed):
         schedule = Schedule(module)
         product = self._as_product(schedule)
         m, n = self.tile(values)
-        whole = [m, n, values["k_tile"] * values["k_parts"]]
-        schedule.pad_einsum(product, [1] * (len(schedule.get_loops(product)) - 3) + whole)
+        schedule.pad_einsum(product, [m, n, values["k_tile"] * values["k_parts"]])
         right, left = self._operands(schedule, product)
         reduction = schedule.get_loops(product)[-1]
         computed, written = split_reduction(schedule, product, reduction, values["k_parts"])
@@ -123,70 +129,60 @@ class _Product(Costed):
             for earlier in padded:
                 schedule.compute_inline(earlier)
             if turned == bool(padded):  # padding walks its buffer, with k before the rows; reindexing the reverse
-                rank = len(schedule.get_loops(stage))
-                schedule.reorder_block_iter_var(stage, list(_swap_last(*range(rank))))
+                schedule.reorder_block_iter_var(stage, [1, 0])
         return operands
 
     def _as_product(self, schedule: Any) -> Any:
         """Turn the operator's block into the product, its operands stages of their own; returns the block.
 
-        Its loops are ([g,] m, n, k), and the axes of its operands ([g,] k, n) and ([g,] k, m).
+        Its loops are (m, n, k), and the axes of its operands (k, n) and (k, m).
         """
         raise NotImplementedError
 
     def _output_loops(self, schedule: Any, written: Any) -> list[Any]:
-        """The loops ([g,] m, n) of the last stage."""
+        """The loops (m, n) of the last stage."""
         raise NotImplementedError
 
 
 class PointwiseConv2d(_Product):
-    """Convolution 1x1 on NCHW, grouped or not: output channels by pixels, over input channels."""
+    """Convolution 1x1 on NCHW: output channels by pixels, over input channels."""
 
     name = "conv2d_nchw 1x1"
     _left_turned, _right_turned = True, False
 
-    def __init__(self, block: str, sizes: list[int], groups: int, machine: Machine) -> None:
-        batch, channels, self._rows, self._columns, depth, *_ = sizes
-        self._block = block
-        super().__init__((groups, channels // groups, batch * self._rows * self._columns, depth), depth, machine)
+    def __init__(self, sizes: list[int], machine: Machine) -> None:
+        batch, channels, self._rows, self._columns, depth = sizes
+        super().__init__((channels, batch * self._rows * self._columns, depth), depth, machine)
 
     @classmethod
     def match(cls, module: Any, blocks: list[str], machine: Machine) -> Template | None:
-        """For a convolution 1x1, its padding and its epilogue; not one to a single pixel, or of hardly any channels."""
+        """For a convolution 1x1, its padding and its epilogue; not one of hardly any channels or pixels."""
         from tvm.s_tir import Schedule
 
-        name = next((name for name in blocks if name in ("conv2d_nchw", "group_conv2d_nchw")), None)
-        if name is None or blocks.index(name) != 1:
+        if blocks[1:2] != ["conv2d_nchw"]:
             return None
         schedule = Schedule(module)
-        block = schedule.get_sblock(name)
-        sizes = extents(schedule, block)
-        groups = int(schedule.get(block).reads[0].source.shape[1]) // sizes[4]
-        pixels = sizes[0] * sizes[2] * sizes[3]
-        if sizes[5:] != [1, 1] or sizes[1] // groups < _LEAST_ROWS or sizes[4] < _LEAST_ROWS or pixels < _LEAST_ROWS:
+        batch, channels, rows, columns, depth, *kernel = extents(schedule, schedule.get_sblock("conv2d_nchw"))
+        if kernel != [1, 1] or min(channels, batch * rows * columns, depth) < _LEAST:
             return None
-        return cls(name, sizes, groups, machine)
+        return cls([batch, channels, rows, columns, depth], machine)
 
     def _as_product(self, schedule: Any) -> Any:
-        block = schedule.get_sblock(self._block)
+        block = schedule.get_sblock("conv2d_nchw")
         (pad,) = schedule.get_producers(block)
-        groups, channels, rows, columns = self._groups, self._m, self._rows, self._columns
-
-        def axes(n: Any, f: Any, y: Any, x: Any, c: Any, ky: Any, kx: Any) -> tuple[Any, ...]:
-            pixel = (n * rows + y) * columns + x
-            k = c + ky + kx  # the kernel's axes have one element each
-            return (f // channels, f % channels, pixel, k) if groups > 1 else (f, pixel, k)
-
-        schedule.transform_block_layout(block, axes)
+        # The kernel's axes have one element each.
+        schedule.transform_block_layout(block, lambda n, f, y, x, c, ky, kx: (f, self._pixel(n, y, x), c + ky + kx))
         _reindex(schedule, block)
         schedule.compute_inline(pad)
         return block
 
     def _output_loops(self, schedule: Any, written: Any) -> list[Any]:
-        n, f, y, x = schedule.get_loops(written)
-        group, m = schedule.split(f, [self._groups, None])
-        schedule.reorder(group, m, n, y, x)
-        return [group, m, schedule.fuse(n, y, x)]
+        # Tiled by rows and columns instead, TVM would compute whole rows for a tile of consecutive pixels.
+        schedule.transform_block_layout(written, lambda n, f, y, x: (f, self._pixel(n, y, x)))
+        return list(schedule.get_loops(written))
+
+    def _pixel(self, n: Any, y: Any, x: Any) -> Any:
+        return (n * self._rows + y) * self._columns + x
 
 
 class Dense(_Product):
@@ -199,10 +195,10 @@ class Dense(_Product):
     def match(cls, module: Any, blocks: list[str], machine: Machine) -> Template | None:
         """For the product of two of the task's inputs and its epilogue, with at least 4 rows."""
         sizes = _matmul_sizes(module, blocks)
-        if sizes is None or sizes[0] < _LEAST_ROWS:
+        if sizes is None or sizes[0] < _LEAST:
             return None
         rows, features, depth = sizes
-        return cls((1, features, rows, depth), features, machine)
+        return cls((features, rows, depth), features, machine)
 
     def _as_product(self, schedule: Any) -> Any:
         block = schedule.get_sblock(self.name)
@@ -240,7 +236,10 @@ class Gemv(Costed):
     def match(cls, module: Any, blocks: list[str], machine: Machine) -> Template | None:
         """For the product of two of the task's inputs and its epilogue, with one row."""
         sizes = _matmul_sizes(module, blocks)
-        return cls(*sizes[1:], machine) if sizes is not None and sizes[0] == 1 else None
+        if sizes is None or sizes[0] != 1:
+            return None
+        _, features, depth = sizes
+        return cls(features, depth, machine)
 
     def tile(self, values: dict[str, Any]) -> tuple[int, ...]:
         """Features, and parts of the reduction."""
@@ -257,7 +256,7 @@ class Gemv(Costed):
             accumulators=width * unroll,
             fma=steps * width,
             shared_loads=math.log2(rows) * width if rows > 1 else 0,
-            global_loads=steps * (width * max(1, 8 / columns) + 1),
+            global_loads=steps * (width * max(1, 16 / (columns * width)) + 1),  # a load is of 64 bytes at least
             rounds=math.ceil(steps / unroll),
             shared_bytes=4 * columns * width * (rows + 1),
             partial_sums=self._features * (parts if parts > 1 else 0),
@@ -287,16 +286,16 @@ class Gemv(Costed):
         block, inner = schedule.split(features, [None, columns * width])
         block = schedule.fuse(*outer, block)
         schedule.bind(block, "blockIdx.x")
+        schedule.compute_at(computed, block, preserve_unit_loops=True)
         _, row, column = schedule.split(inner, [None, rows, columns])
         schedule.bind(row, "threadIdx.y")
         schedule.bind(column, "threadIdx.x")
-        schedule.compute_at(computed, block, preserve_unit_loops=True)
         self._add_up(schedule, computed, own, values)
         return schedule
 
     def _add_up(self, schedule: Any, computed: Any, own: Any, values: dict[str, Any]) -> None:
         """The sum over a block's threads, and before it each thread's own sum."""
-        (columns, width), _ = values["n"], values["k"]
+        columns, width = values["n"]
         _, row, *_, features = schedule.get_loops(computed)
         column, vector = schedule.split(features, [columns, width])
         schedule.reorder(column, vector, row)
@@ -322,28 +321,24 @@ def _matmul_sizes(module: Any, blocks: list[str]) -> list[int] | None:
         return None
     schedule = Schedule(module)
     sizes = extents(schedule, schedule.get_sblock(Dense.name))
-    return sizes if len(sizes) == 3 and min(sizes[1:]) >= _LEAST_ROWS else None
+    return sizes if len(sizes) == 3 and min(sizes[1:]) >= _LEAST else None
 
 
 def _reindex(schedule: Any, block: Any) -> None:
-    """Give a product's operands and result buffers with its own axes, the reduction's first of the last two."""
+    """Give a product's operands and result buffers of their own, with its axes; the operands' with k first."""
     for operand in (("read", 0), ("read", 1)):
         stage = schedule.reindex(block, operand)
-        schedule.transform_layout(stage, ("write", 0), _swap_last)
+        schedule.transform_layout(stage, ("write", 0), lambda row, k: (k, row))
     schedule.reindex(block, ("write", 0))
 
 
-def _swap_last(*axes: Any) -> tuple[Any, ...]:
-    return (*axes[:-2], axes[-1], axes[-2])
-
-
 def _sizes(extent: int, most: int) -> tuple[int, ...]:
-    """Sizes of a tile along an axis: the powers of two, and the axis' divisors.
+    """Sizes of a tile along an axis: the powers of two that are not beyond it, and the axis' divisors.
 
     >>> _sizes(36, 16)
     (1, 2, 3, 4, 6, 8, 9, 12, 16)
     """
-    powers = {1 << exponent for exponent in range(most.bit_length())}
+    powers = {1 << exponent for exponent in range(min(most, 2 * extent - 1).bit_length())}
     return tuple(sorted(powers | set(divisors(extent, most))))
 
 

@@ -67,7 +67,7 @@ class Knob:
     @property
     def is_collection(self) -> bool:
         """Whether the knob is a list or a table, which few experiments need."""
-        return typing.get_origin(self._annotation) in (tuple, dict)
+        return any(typing.get_origin(part) in (tuple, dict) for part in _parts(self._annotation))
 
     @property
     def error(self) -> str:
@@ -155,6 +155,11 @@ def _codec(annotation: Any) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]
     content = [getattr(part, "__origin__", part) for part in typing.get_args(kind)]  # Annotated[int, ...] is an int
     if typing.get_origin(kind) is tuple and content == [str, ...]:
         return ", ".join, lambda text: tuple(_items(text))
+    if typing.get_origin(kind) is tuple and content == [int, ...]:
+        return (
+            lambda numbers: ", ".join(map(str, numbers or ())),
+            lambda text: tuple(map(_number, _items(text))) or None,
+        )
     if typing.get_origin(kind) is dict and content == [str, int]:
         return (lambda sizes: ", ".join(f"{name}={size}" for name, size in sizes.items())), _sizes
     raise TypeError(f"no control for a knob of type {annotation}")
