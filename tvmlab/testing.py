@@ -17,6 +17,7 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -345,8 +346,8 @@ class TunerContract(StrategyContract):
     def test_a_guided_search_does_better_than_random_draws(self) -> None:
         if not self.guided:
             return
-        excess = np.mean([self._excess(lambda space, seed=seed: self.make(space, seed)) for seed in range(9)])
-        by_chance = np.mean([self._excess(lambda space, seed=seed: _Draws(space, seed)) for seed in range(50)])
+        excess = np.mean([self._excess(partial(self.make, seed=seed)) for seed in range(9)])
+        by_chance = np.mean([self._excess(partial(_Draws, seed=seed)) for seed in range(50)])
         assert excess <= self.share * by_chance, f"{excess:.1%} slower than the best, random draws {by_chance:.1%}"
 
     def _excess(self, make: Callable[[RecordedSpace], Strategy]) -> float:
