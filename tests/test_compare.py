@@ -11,7 +11,7 @@ import tvmlab
 from tvmlab import Experiment
 from tvmlab.compare import _numerics, _take_turns
 from tvmlab.core import InputError, MissingTool, RecordError, RunError
-from tvmlab.measure.subjects import ask, recorded_target, start_worker
+from tvmlab.measure.subjects import ask, recorded_target, start_worker, thread_count
 from tvmlab.measure.whole_model import OPTIONAL
 from tvmlab.records import RunFolder
 
@@ -37,6 +37,11 @@ def test_subjects_and_samples(comparison):
         assert len(subject["samples_ms"]) == 4
         assert all(0 < sample < 1000 for sample in subject["samples_ms"])
     assert comparison.threads == 1 and comparison.repeats == 4
+
+
+def test_only_the_usual_number_of_threads_is_kept_for_the_plots(folder, comparison):
+    usual = thread_count(recorded_target(folder))
+    assert (folder.read_json("compare.json", missing=None) is not None) == (comparison.threads == usual)
 
 
 def test_ratios_are_of_tvmlab_over_the_baseline(comparison):

@@ -80,8 +80,9 @@ def compare(
 
     A baseline is "untuned", "onnxruntime", another run of the same model (id or folder), or an optional extra: "torch"
     (eager, inference mode, on the graph with its BatchNormalization folded) or "openvino" (fp32, latency hint).
-    `threads` is the number each may use (default: the target's cores; the kernels stay as they were tuned). The
-    result is also written to the run folder as compare.json. All outputs are checked against onnxruntime's on the
+    `threads` is the number each may use (default: the target's cores; the kernels stay as they were tuned). With the
+    default the result is also written to the run folder as compare.json, which plots and reports show.
+    All outputs are checked against onnxruntime's on the
     original model.
 
     Raises InputError for an unknown baseline or an operator that the torch baseline lacks, MissingTool for an extra
@@ -92,7 +93,8 @@ def compare(
     if repeats < 3:
         raise InputError(f"repeats={repeats} gives no interval", remedy="ask for 3 or more")
     target = recorded_target(folder)
-    threads = threads or thread_count(target)
+    usual = thread_count(target)
+    threads = threads or usual
     # onnxruntime gives the right result, even if it is not timed.
     loaded = {**subjects, "onnxruntime": ("onnxruntime", folder)}
     workers = {name: start_worker(folder, target, threads) for name in loaded}
@@ -113,7 +115,8 @@ def compare(
         numerics=_numerics(outputs["tvmlab"], outputs["onnxruntime"])
         | {"baselines": {name: _error(outputs[name], outputs["onnxruntime"]) for name in baselines}},
     )
-    folder.write_json("compare.json", asdict(result))
+    if threads == usual:  # on another number of threads it does not belong beside the run's kernel latencies
+        folder.write_json("compare.json", asdict(result))
     return result
 
 

@@ -70,4 +70,5 @@ def _dress(ax: Axes, table: pd.DataFrame, sites: list[str], rows: list[str]) -> 
             loc="left",
         )
     if ax.get_legend_handles_labels()[0]:
-        ax.legend(frameon=False, fontsize=7, loc="lower right")
+        # Beside the axes: the sites fill them.
+        ax.legend(frameon=False, fontsize=7, loc="upper left", bbox_to_anchor=(1.01, 1.0))
