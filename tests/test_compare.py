@@ -28,7 +28,7 @@ def folder(tiny_run, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def comparison(folder):
-    return tvmlab.compare(folder, repeats=4, threads=1)
+    return tvmlab.compare(folder, repeats=4)
 
 
 def test_subjects_and_samples(comparison):
@@ -36,12 +36,7 @@ def test_subjects_and_samples(comparison):
     for subject in comparison.subjects.values():
         assert len(subject["samples_ms"]) == 4
         assert all(0 < sample < 1000 for sample in subject["samples_ms"])
-    assert comparison.threads == 1 and comparison.repeats == 4
-
-
-def test_only_the_usual_number_of_threads_is_kept_for_the_plots(folder, comparison):
-    usual = thread_count(recorded_target(folder))
-    assert (folder.read_json("compare.json", missing=None) is not None) == (comparison.threads == usual)
+    assert comparison.repeats == 4
 
 
 def test_ratios_are_of_tvmlab_over_the_baseline(comparison):
@@ -98,6 +93,12 @@ def test_a_baseline_that_computes_something_else_is_told(comparison):
     wrong = replace(comparison, numerics={**comparison.numerics, "baselines": {"onnxruntime": 0.0, "torch": 0.5}})
     assert "torch 0.5, OUTSIDE it" in str(wrong)
     assert "torch" not in str(comparison)
+
+
+def test_another_number_of_threads_is_not_kept_for_the_plots(folder, comparison):
+    kept = folder.comparison
+    other = tvmlab.compare(folder, ["onnxruntime"], repeats=3, threads=comparison.threads + 1)
+    assert other.threads == comparison.threads + 1 and folder.comparison == kept
 
 
 def test_it_is_written_to_the_run(folder, comparison):
