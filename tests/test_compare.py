@@ -11,7 +11,7 @@ import tvmlab
 from tvmlab import Experiment
 from tvmlab.compare import _numerics, _take_turns
 from tvmlab.core import InputError, MissingTool, RecordError, RunError
-from tvmlab.measure.subjects import ask, recorded_target, start_worker, thread_count
+from tvmlab.measure.subjects import ask, recorded_target, start_worker
 from tvmlab.measure.whole_model import OPTIONAL
 from tvmlab.records import RunFolder
 
