@@ -7,7 +7,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tvmlab.core import InputError
-from tvmlab.experiment import STEPS, Ansor, AutoTVM, Experiment, LayoutTuning, Measure, unit_of
+from tvmlab.experiment import (
+    STEPS,
+    Ansor,
+    AutoTVM,
+    Droplet,
+    Experiment,
+    LayoutTuning,
+    Measure,
+    Repeat,
+    TransferTuning,
+    unit_of,
+)
 
 NAMES = st.text(st.characters(blacklist_categories=("Cs",)), min_size=1, max_size=12)
 ANSOR = st.builds(
@@ -36,6 +47,19 @@ LAYOUT = st.builds(
     algorithms=st.sampled_from([("direct",), ("direct", "winograd4"), ("winograd2", "direct")]),
     warm_start=st.lists(NAMES, max_size=2),
 )
+DROPLET = st.builds(
+    Droplet,
+    trials=st.integers(1, 100_000),
+    p_value=st.floats(0, 1, exclude_min=True, exclude_max=True),
+    start=st.sampled_from(["best", "default"]),
+)
+TRANSFER = st.builds(
+    TransferTuning,
+    source=NAMES | st.lists(NAMES.filter(lambda name: name != "auto"), min_size=1, max_size=3),
+    refine=st.integers(0, 9),
+)
+SEARCHES = ANSOR | AUTOTVM | DROPLET | TRANSFER
+REPEAT = st.builds(Repeat, times=st.integers(1, 9), steps=st.lists(SEARCHES, min_size=1, max_size=2))
 MEASURE = st.builds(
     Measure,
     repeats=st.integers(1, 1000),
@@ -51,7 +75,7 @@ EXPERIMENT = st.builds(
     target=NAMES,
     batch=st.integers(1, 65536),
     dims=st.dictionaries(NAMES, st.integers(1, 10**6), max_size=2),
-    steps=st.lists(ANSOR | AUTOTVM, min_size=1, max_size=3) | st.tuples(LAYOUT) | st.tuples(LAYOUT, ANSOR | AUTOTVM),
+    steps=st.lists(SEARCHES | REPEAT, min_size=1, max_size=3) | st.tuples(LAYOUT) | st.tuples(LAYOUT, SEARCHES),
     seed=st.integers(0, 2**31 - 1),
     time_limit_s=st.none() | st.floats(1e-3, 1e9),
     measure=MEASURE,
@@ -66,7 +90,10 @@ def test_json_round_trip(experiment):
 
 @given(EXPERIMENT)
 def test_code_makes_the_same_object(experiment):
-    assert eval(experiment.code(), {known.__name__: known for known in (Experiment, *STEPS, Measure)}) == experiment
+    assert (
+        eval(experiment.code(), {known.__name__: known for known in (Experiment, *STEPS, Repeat, Measure)})
+        == experiment
+    )
 
 
 def test_code_leaves_defaults_out():
@@ -223,3 +250,26 @@ def test_every_knob_carries_its_help_and_shows_it(options):
 
 def test_html_escapes_what_the_user_typed():
     assert "<script>" not in Experiment(model="<script>")._repr_html_()
+
+
+def test_repetitions_are_written_out_in_order():
+    steps = [Repeat(2, [Ansor(max_trials=5), Droplet()]), TransferTuning("alexnet")]
+    assert [stage.kind for stage in Experiment(model="m", steps=steps).stages] == [
+        *("ansor", "droplet") * 2,
+        "transfertuning",
+    ]
+    with pytest.raises(InputError, match="LayoutTuning is not the first"):
+        Experiment(model="m", steps=[Repeat(2, [LayoutTuning()])])
+
+
+def test_knobs_are_named_where_their_order_says_nothing():
+    with pytest.raises(InputError, match=r"Ansor takes knobs by name, not 500.*max_trials"):
+        Ansor(500)
+    with pytest.raises(InputError, match="Repeat has no knob 'time'"):
+        Repeat(time=3)
+
+
+@pytest.mark.parametrize("source", [(), "", ("auto", "alexnet")])
+def test_a_source_is_named_or_chosen(source):
+    with pytest.raises(InputError, match="source"):
+        TransferTuning(source)

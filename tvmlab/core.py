@@ -138,6 +138,7 @@ class Candidate:
 
     `key` identifies the scheduled program (structural hash, stable across processes); `sketch` and `decisions`
     say which point it is; `payload` is the strategy's own handle (for TVM, the schedule) and is never stored.
+    A candidate with a `rival` is timed in turns with it, so that the two can be told apart.
     """
 
     task_key: str
@@ -145,6 +146,7 @@ class Candidate:
     sketch: int
     decisions: Sequence[Any]
     payload: Any = field(default=None, compare=False, repr=False)
+    rival: Candidate | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -153,7 +155,8 @@ class Trial:
 
     `trial` counts from 1 over the whole run; 0 marks the default (unscheduled) kernel, measured once per task.
     `latencies_s` holds every repeat in seconds and is empty unless `status` is ok. `elapsed_s` is the tuning
-    time of the run when the trial ended; `time_s` the wall clock (Unix time, seconds).
+    time of the run when the trial ended; `time_s` the wall clock (Unix time, seconds). Where the candidate was timed
+    in turns with another, `rival` is the other's key and `rival_latencies_s[i]` its latency beside `latencies_s[i]`.
     """
 
     task_key: str
@@ -170,6 +173,8 @@ class Trial:
     elapsed_s: float = 0.0
     time_s: float = 0.0
     message: str = ""
+    rival: str = ""
+    rival_latencies_s: Sequence[float] = ()
 
     @property
     def ok(self) -> bool:
@@ -280,13 +285,14 @@ class Strategy(Protocol):
 
 @dataclass(frozen=True)
 class Measurement:
-    """What a measurer says of one candidate: a status, and the repeats when it ran."""
+    """What a measurer says of one candidate: a status, and the repeats when it ran; its rival's beside them."""
 
     status: TrialStatus
     latencies_s: tuple[float, ...] = ()
     build_s: float = 0.0
     run_s: float = 0.0
     message: str = ""
+    rival_latencies_s: tuple[float, ...] = ()
 
 
 class Measurer(Protocol):

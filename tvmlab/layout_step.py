@@ -24,7 +24,7 @@ def arrange(folder: RunFolder, model: Model, target: Target) -> tuple[list[Task]
 
     AutoTVM without a layout step packs a CPU's model by its vectors: that is noted too.
     """
-    steps, known = folder.experiment.steps, folder.layouts
+    steps, known = folder.experiment.stages, folder.layouts
     tuning = next((step for step in steps if isinstance(step, LayoutTuning)), None)
     if tuning and not (known and known["finished"]):
         plan = LayoutPlan(model, target, tuning)

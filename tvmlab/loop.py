@@ -31,7 +31,7 @@ _BATCHES = {"ansor": (3, fit_batch_size), "autotvm": (5, fit_template_batches)}
 
 def run_steps(session: Session) -> None:
     """Measure the default schedules, then run the experiment's steps in order."""
-    for number, step in enumerate(session.experiment.steps):
+    for number, step in enumerate(session.experiment.stages):
         if isinstance(step, LayoutTuning):
             if session.plan is not None:
                 _tune_layout(session, number, step, session.plan)

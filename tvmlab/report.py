@@ -20,6 +20,7 @@ import pandas as pd
 
 from tvmlab import frames
 from tvmlab.core import InputError, RunError
+from tvmlab.experiment import STEPS, Measure, Repeat
 from tvmlab.records import RunFolder
 
 __all__ = ["code", "facts_html", "findings", "heading", "report", "table_html"]
@@ -141,9 +142,10 @@ def _flat(facts: dict[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
 def code(run: Any) -> str:
     """The Python that starts the same experiment again, in a new run."""
     experiment = _one(run).experiment
-    names = ["Experiment", *dict.fromkeys(type(step).__name__ for step in experiment.steps)]
-    if "measure=" in experiment.code():
-        names.append("Measure")
+    names = [
+        "Experiment",
+        *(known.__name__ for known in (*STEPS, Repeat, Measure) if f"{known.__name__}(" in experiment.code()),
+    ]
     return (
         f"import tvmlab\nfrom tvmlab import {', '.join(sorted(names))}\n\n"
         f"run = tvmlab.tune({experiment.code()})\nrun.wait()"

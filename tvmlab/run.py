@@ -196,7 +196,7 @@ def tune(experiment: Experiment, runs_dir: str | Path | None = None) -> Run:
     require_compiler()
     parent = Path(runs_dir) if runs_dir is not None else default_runs_dir()
     require_disk(parent)
-    for step in experiment.steps:
+    for step in experiment.stages:
         for source in step.warm_start:
             RunFolder.open(source, parent)
     return _launch(RunFolder.create(experiment, parent))

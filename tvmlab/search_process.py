@@ -158,7 +158,7 @@ def check_experiment(experiment: Experiment) -> None:
             f"target {experiment.target!r} has no device here to measure on",
             remedy="use one that tvmlab.targets() lists; a target without its device is for compiling only",
         )
-    if target.kind != "llvm" and any(isinstance(step, LayoutTuning) for step in experiment.steps):
+    if target.kind != "llvm" and any(isinstance(step, LayoutTuning) for step in experiment.stages):
         raise InputError(
             f"LayoutTuning does not work on {target.label}",
             remedy="leave it out: packed channels are for a CPU's vectors, on a GPU everything stays in NCHW",

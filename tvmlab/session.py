@@ -76,7 +76,7 @@ class Session:
         """The trials of all steps, as far as it is known now how many tasks each has."""
         tunable, plan = sum(task.info.weight > 0 for task in self.tasks.values()), self.plan
         total = 0
-        for number, step in enumerate(self.experiment.steps):
+        for number, step in enumerate(self.experiment.stages):
             if not isinstance(step, LayoutTuning):
                 total += step.total_trials(tunable)
             elif plan is not None:
@@ -141,6 +141,8 @@ class Session:
             elapsed_s=round(self.elapsed_s, 3),
             time_s=round(time.time(), 3),
             message=measured.message,
+            rival=candidate.rival.key if candidate.rival and measured.rival_latencies_s else "",
+            rival_latencies_s=measured.rival_latencies_s,
         )
         # On a GPU the default schedule is made by rules, not by a trace, so there is none to offer.
         if trial.ok and not (is_default and self.target.kind == "cuda"):

@@ -57,7 +57,7 @@ class Form(widgets.VBox):
         self.own = _Group(experiment, self._refresh)
         self.own.replace(Choice(experiment, "model", zoo, ("an .onnx file ...", "path/to/model.onnx")))
         self.own.replace(Choice(experiment, "target", attached, ("another target ...", "its name")))
-        self.steps = [_StepGroup(step, self._refresh) for step in experiment.steps]
+        self.steps = [_StepGroup(step, self._refresh) for step in experiment.stages]
         self.measure = _Group(experiment.measure, self._refresh)
         self._code = widgets.HTML()
         self.monitor.buttons.children = (self.start_button, *self.monitor.buttons.children)
