@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tvmlab.spaces.knobs import Choice, Location, Tile, prime_factors
+from tvmlab.spaces.knobs import Choice, Index, Location, Tile, directions, prime_factors, stepped
+from tvmlab.testing import RecordedSpace
 
 SEEDS = st.integers(0, 2**32 - 1)
 TILES = st.builds(
@@ -115,3 +116,86 @@ def test_every_value_is_drawn_and_reached(knob):
 @given(TILES, SEEDS)
 def test_the_same_seed_gives_the_same_value(tile, seed):
     assert tile.random(np.random.default_rng(seed)) == tile.random(np.random.default_rng(seed))
+
+
+@given(TILES, SEEDS)
+def test_the_neighbours_of_a_tile_are_all_that_one_prime_away(tile, seed):
+    rng = np.random.default_rng(seed)
+    value = tile.random(rng)
+    before = list(value)
+    steps = [tile.step(value, way) for way in tile.directions(value)]
+    found = [tuple(step) for step in steps if step is not None]
+    assert value == before
+    assert len(set(found)) == len(found)
+    for step in found:
+        assert_valid(tile, step)
+    assert {tuple(tile.mutate(value, rng)) for _ in range(50)} - {tuple(value)} <= set(found)
+
+
+@given(TILES, SEEDS)
+def test_a_step_of_a_tile_can_be_taken_back(tile, seed):
+    value = tile.random(np.random.default_rng(seed))
+    for source, destination, prime in tile.directions(value):
+        moved = tile.step(value, (source, destination, prime))
+        if moved is not None:
+            assert tile.step(moved, (destination, source, prime)) == value
+
+
+def test_a_step_that_makes_the_innermost_part_too_large_is_none():
+    tile = Tile(64, 2, 4)
+    assert tile.step([16, 4], (0, 1, 2)) is None
+    assert tile.step([16, 4], (1, 0, 2)) == [32, 2]
+    assert tile.step([2, 32], (1, 0, 2)) == [4, 16]  # of a foreign point: what leads back is allowed
+
+
+@given(st.integers(1, 20), SEEDS)
+def test_the_neighbours_of_a_choice_are_the_values_beside_it(count, seed):
+    knob = Choice(count)
+    value = knob.random(np.random.default_rng(seed))
+    found = [step for way in knob.directions(value) if (step := knob.step(value, way)) is not None]
+    assert found == [other for other in (value - 1, value + 1) if 0 <= other < count]
+
+
+def test_the_neighbours_of_a_location_begin_at_inlined():
+    knob = Location(4)
+    assert [knob.step(-2, way) for way in knob.directions(-2)] == [None, -1]
+    assert [knob.step(7, way) for way in knob.directions(7)] == [6, 8]  # how deep the loops are, TVM says
+
+
+@given(st.lists(st.integers(1, 6), min_size=1, max_size=4), st.data())
+def test_the_neighbours_of_a_number_differ_in_one_knob_by_one_position(sizes, data):
+    space = RecordedSpace({str(knob): range(size) for knob, size in enumerate(sizes)}, lambda index: 1e-3)
+    index = data.draw(st.integers(0, len(space) - 1))
+    axis = Index(space.radices)
+    found = [step for way in axis.directions(index) if (step := axis.step(index, way)) is not None]
+    expected = [
+        other
+        for other in range(len(space))
+        if sum(abs(space[other][name] - value) for name, value in space[index].items()) == 1
+    ]
+    assert sorted(found) == expected
+
+
+def test_the_directions_of_a_point_are_those_of_its_knobs():
+    knobs, values = [Choice(2), Tile(6, 2, 0), Location(3)], [0, [6, 1], -2]
+    ways = directions(knobs, values)
+    assert ways == [(0, 1), (1, (0, 1, 2)), (1, (0, 1, 3)), (2, 1)]
+    assert [stepped(knobs, values, [way]) for way in ways] == [
+        [1, [6, 1], -2],
+        [0, [3, 2], -2],
+        [0, [2, 3], -2],
+        [0, [6, 1], -1],
+    ]
+    assert stepped(knobs, values, ways[1:3]) == [0, [1, 6], -2]
+    assert stepped(knobs, values, [ways[0], ways[0]]) is None
+    assert values == [0, [6, 1], -2]
+
+
+@pytest.mark.parametrize("knob", [Tile(24, 3, 4), Choice(3), Location(5)])
+def test_the_plain_value_is_one_of_the_knob(knob):
+    plain = knob.plain
+    if isinstance(knob, Tile):
+        assert_valid(knob, plain)
+        assert plain == [24, 1, 1]
+    else:
+        assert plain == {Choice: 0, Location: -1}[type(knob)]

@@ -107,7 +107,58 @@ def test_grouped_and_depthwise(tmp_path, cpu):
     assert [site.kind for site in sites(model)] == ["grouped_conv2d", "conv2d", "depthwise_conv2d", "grouped_conv2d"]
     found = classes(model, cpu, assignment)
     assert "grouped_conv2d_NCHWc+add+relu" in found and "depthwise_conv2d_NCHWc+add+relu" in found
-    assert "conv2d+add" in found  # the one whose groups have a channel each
+    assert "grouped_conv2d_NCHW+add" in found  # the one whose groups have a channel each
+
+
+def test_grouped_and_depthwise_in_nchw_are_kernels_with_a_template(tmp_path, cpu):
+    from tvmlab.spaces.template import template_for
+
+    net = Net(2, 12, 11, 14)
+    a = net.op("Relu", net.conv("x", 12, 20, 1, group=4, strides=[2, 1], bias=False))
+    b = net.op("Relu", net.conv(a, 20, 20, 3, group=20, pads=[2, 1, 0, 1], strides=[1, 2]))
+    c = net.conv(b, 20, 20, 3, group=2, pads=[2] * 4, dilations=[2, 2])
+    d = net.conv(c, 20, 40, 5, group=20, pads=[2, 3, 3, 2], strides=[3, 2], dilations=[1, 2])
+    model = net.model(tmp_path, net.op("Add", b, c), d)
+    assert error(model, cpu, {}) <= BOUND
+    tasks = [task for task in extract(model, cpu, {}) if "conv2d" in task.info.kernel_class]
+    found = {task.info.kernel_class: template_for(task.module, cpu.to_tvm()) for task in tasks}
+    assert set(found) == {
+        "grouped_conv2d_NCHW+relu",
+        "depthwise_conv2d_NCHW+add+relu",
+        "grouped_conv2d_NCHW+add",
+    }
+    assert all(template is not None and template.name == "plane_conv2d" for template in found.values())
+
+
+def shuffle(net, tensor, channels, groups, size):
+    split = net.op("Reshape", tensor, net.const(np.array([1, groups, channels // groups, size, size])))
+    exchanged = net.op("Transpose", split, perm=[0, 2, 1, 3, 4])
+    return net.op("Reshape", exchanged, net.const(np.array([1, channels, size, size])))
+
+
+def test_a_channel_shuffle_in_front_of_a_plane_convolution_is_no_kernel(tmp_path, cpu):
+    net = Net(1, 12, 6, 6)
+    a = net.op("Relu", net.conv("x", 12, 24, 1, group=2))
+    b = net.op("Relu", net.conv(shuffle(net, a, 24, 4, 6), 24, 24, 3, group=24, pads=[1] * 4))
+    c = shuffle(net, net.conv(b, 24, 12, 1, group=4), 12, 3, 6)  # read twice, once by another operator
+    model = net.model(tmp_path, net.conv(c, 12, 12, 1, group=2), net.op("Tanh", c))
+    assert error(model, cpu, {}) <= BOUND
+    found = classes(model, cpu, {})
+    assert len(found) == 5 and sum("transpose" in name for name in found) == 1
+    assert error(model, cpu, {"conv1": B8}) <= BOUND
+    assert sum("transpose" in name for name in classes(model, cpu, {"conv1": B8})) == 2
+
+
+def test_what_only_resembles_a_channel_shuffle_is_left_as_it_is(tmp_path, cpu):
+    net = Net(1, 12, 4, 4)
+    split = net.op("Reshape", "x", net.const(np.array([1, 3, 4, 4, 4])))
+    rows = net.op("Transpose", split, perm=[0, 1, 3, 2, 4])  # channels with rows
+    a = net.conv(net.op("Reshape", rows, net.const(np.array([1, 12, 4, 4]))), 12, 12, 3, group=12)
+    uneven = net.op("Transpose", net.op("Reshape", "x", net.const(np.array([1, 6, 8, 2, 2]))), perm=[0, 2, 1, 3, 4])
+    b = net.conv(net.op("Reshape", uneven, net.const(np.array([1, 12, 4, 4]))), 12, 12, 3, group=12)
+    model = net.model(tmp_path, net.op("Add", a, b))
+    assert error(model, cpu, {}) <= BOUND
+    assert sum("transpose" in name for name in classes(model, cpu, {})) == 2
 
 
 @pytest.mark.parametrize(("size", "beta", "channels"), [(5, 0.75, 32), (3, 0.5, 24)])
@@ -231,6 +282,23 @@ def test_options_say_why_not(tmp_path):
     assert "smaller than a tile of 4x4" in options(third, [8])[Packing(8, "winograd4")]
 
 
+@pytest.mark.parametrize("block", [3, 12, 24])
+def test_a_block_that_divides_no_channels_pads_them_or_says_why_not(tmp_path, cpu, block):
+    net = Net(1, 10, 7, 7)
+    a = net.op("Relu", net.conv("x", 10, 14, 3, pads=[1] * 4))
+    a = net.op("Relu", net.conv(a, 14, 14, 3, group=14))
+    a = net.op("Flatten", net.conv(a, 14, 26, 1, group=2))
+    model = net.model(tmp_path, net.op("Gemm", a, net.weight(26 * 25, 34)))
+    assignment = uniform(model, block)
+    for site in sites(model):
+        why = options(site, [block])[Packing(block)]
+        if site.kind != "dense":  # which has a block of its own
+            assert (site.name in assignment) == (why is None)
+        assert why is None or str(block) in why
+    assert "dense0" in assignment and "conv2" not in assignment
+    assert error(model, cpu, assignment) <= BOUND
+
+
 def test_what_cannot_be_packed_is_refused(tmp_path, cpu):
     net = Net(1, 8, 6, 6)
     model = net.model(tmp_path, net.conv("x", 8, 5))
@@ -264,3 +332,12 @@ def test_packings_as_text():
 def test_a_whole_network(cpu, tile):
     model = load_model("squeezenet")
     assert error(model, cpu, uniform(model, 16, tile)) <= BOUND
+
+
+@pytest.mark.slow
+def test_a_network_of_planes_and_shuffles(cpu):
+    model = load_model("shufflenet")
+    planes = {site.name for site in sites(model) if site.planar}
+    assignment = {site: packing for site, packing in uniform(model, 16).items() if site not in planes}
+    assert error(model, cpu, assignment) <= BOUND
+    assert "transpose" not in " ".join(classes(model, cpu, assignment))

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from tvmlab.compat import structural_key
+from tvmlab.spaces.knobs import Location, directions
 from tvmlab.spaces.sketch import SketchSpace
 from tvmlab.targets import target
 from tvmlab.tasks import extract
@@ -119,6 +120,85 @@ def test_a_trace_of_another_task_does_not_apply_or_is_named_foreign(space, tiny_
     foreign = gemm.sample(0, np.random.default_rng(0))
     found = space.replay(foreign.payload.trace)
     assert found is None or found.sketch == -1
+
+
+def changed(candidate, other):
+    """The positions at which two candidates' decisions differ."""
+    pairs = zip(candidate.decisions, other.decisions, strict=True)
+    return [position for position, (a, b) in enumerate(pairs) if a != b]
+
+
+def test_neighbours_are_valid_and_one_step_away(space, samples):
+    """All postprocessors were applied: each is the candidate that its own point makes."""
+    start = samples[0]
+    found = space.neighbours(start)
+    assert len({candidate.key for candidate in found} - {start.key}) == len(found) >= 15
+    for candidate in found:
+        assert candidate.sketch == start.sketch and len(changed(start, candidate)) == 1
+    for candidate in found[::6]:
+        assert space.realize((candidate.sketch, candidate.decisions)) == candidate
+
+
+def test_neighbours_go_both_ways_along_every_knob(space, samples):
+    start = samples[0]
+    found = [candidate.decisions for candidate in space.neighbours(start)]
+    for position, (knob, value) in enumerate(zip(space.knobs(start), start.decisions, strict=True)):
+        steps = [step for way in knob.directions(value) if (step := knob.step(value, way)) is not None]
+        taken = [decisions[position] for decisions in found if decisions[position] != value]
+        assert all(step in steps for step in taken)
+        if isinstance(value, list):
+            assert len(taken) >= 0.7 * len(steps)  # what TVM repairs, or a postprocessor refuses, is left out
+
+
+def test_a_location_that_tvm_moves_elsewhere_is_no_neighbour(space, samples):
+    for start in samples:
+        position = next((p for p, knob in enumerate(space.knobs(start)) if isinstance(knob, Location)), None)
+        if position is None:
+            continue
+        asked = [*start.decisions]
+        asked[position] = 19  # no nest is that deep
+        repaired = space.realize((start.sketch, asked))
+        assert repaired is not None and repaired.decisions[position] != 19
+        assert space.vary(start, asked) is None
+        break
+    else:
+        pytest.fail("no sketch has a compute location")
+
+
+def test_a_trace_of_no_sketch_has_neighbours_too(space, samples):
+    """Say one that was transferred: the knobs are read from the trace itself."""
+    from tvm.s_tir import Schedule
+
+    schedule = Schedule(space._module, seed=1)
+    (name, *_) = [str(schedule.get(b).name_hint) for b in schedule.get_child_blocks(schedule.get_sblock("root"))][::-1]
+    loop = schedule.get_loops(schedule.get_sblock(name))[1]
+    schedule.split(loop, schedule.sample_perfect_tile(loop, n=3, max_innermost_factor=8, decision=[4, 2, 2]))
+    start = space.replay(schedule.trace)
+    assert start.sketch == -1 and list(start.decisions) == [[4, 2, 2]]
+    found = {str(candidate.decisions[0]) for candidate in space.neighbours(start)}
+    assert found == {"[2, 4, 2]", "[2, 2, 4]", "[8, 1, 2]", "[4, 1, 4]", "[8, 2, 1]", "[4, 4, 1]"}
+
+
+def test_the_plainest_point_is_not_tiled(space):
+    plain = space.plainest()
+    assert plain.sketch == 0
+    assert all(decision[1:] == [1] * (len(decision) - 1) for decision in plain.decisions if isinstance(decision, list))
+    assert space.neighbours(plain)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kernel_class", ["conv2d+relu", "matmul+add"])
+def test_neighbours_in_a_cuda_space(tiny_model, kernel_class):
+    """From a valid point about three quarters of them are valid; no GPU is needed to see that."""
+    h100 = target("nvidia/nvidia-h100")
+    task = next(t for t in extract(tiny_model, h100) if t.info.kernel_class == kernel_class)
+    space = SketchSpace(task.key, task.module, h100.to_tvm())
+    start = space.plainest()
+    assert start is not None and "threadIdx.x" in start.payload.mod.script()
+    ways = directions(space.knobs(start), start.decisions)
+    found = space.neighbours(start)
+    assert len(found) >= 0.4 * len(ways) and len(found) >= 8
+    assert all("threadIdx.x" in candidate.payload.mod.script() for candidate in found[::5])
 
 
 @pytest.mark.slow

@@ -70,6 +70,23 @@ def depthwise(channels=32, size=8, stride=1, pad=1):
     return epilogue([data, weight], out, False)
 
 
+def plane(channels=8, size=8, filters=8, kernel=1, stride=1, pad=0, groups=2, *, residual=False, bare=False, **more):
+    from tvm import topi
+
+    from tvmlab import plane_ops
+
+    data = placeholder("data", more.get("batch", 1), channels, size, more.get("columns", size))
+    weight = placeholder("w", filters, channels // groups, kernel, kernel)
+    strides = (stride, more.get("stride_w", stride))
+    out = plane_ops.conv2d(data, weight, strides, (pad,) * 4, (1, 1), groups, more.get("shuffled", 1))
+    if bare:
+        return function([data, weight], out)
+    extra = [placeholder("bias", 1, filters, 1, 1), *([placeholder("residual", *out.shape)] if residual else [])]
+    for tensor in extra:
+        out = topi.add(out, tensor)
+    return function([data, weight, *extra], topi.nn.relu(out))
+
+
 def winograd(channels=32, size=8, filters=32, tile=4):
     from tvmlab import winograd as algorithm
 
@@ -118,6 +135,15 @@ CASES = {
     "winograd4 ragged": lambda: winograd(size=7),
     "winograd2": lambda: winograd(tile=2),
     "winograd2 ragged": lambda: winograd(size=7, tile=2),
+    "plane": plane,
+    "plane ragged": lambda: plane(12, 7, 20, residual=True),
+    "plane parts": lambda: plane(8, 16, 12, groups=4, shuffled=2, batch=2),
+    "plane cut": lambda: plane(4, 16, 4, columns=6, stride_w=2),
+    "plane bare": lambda: plane(bare=True),
+    "plane 3x3": lambda: plane(8, 9, 4, 3, 1, 1),
+    "plane 5x5": lambda: plane(4, 6, 4, 5, 1, 2),
+    "plane depthwise": lambda: plane(6, 12, 6, 3, 1, 1, 6, shuffled=3, batch=2),
+    "plane depthwise stride": lambda: plane(6, 9, 12, 3, 2, 1, 6),
     "dense": dense,
     "dense rows": lambda: dense(rows=6),
     "dense padded": lambda: dense(features=50),
@@ -194,6 +220,26 @@ def test_a_point_that_does_not_fit_the_registers_says_so_and_is_not_made(cpu):
     assert frame["why_not"].str.contains("accumulators").any()
 
 
+@pytest.mark.parametrize("shape", [{}, {"kernel": 1, "pad": 0}, {"channels": 64, "size": 7, "stride": 2}])
+def test_a_chunk_of_channels_goes_over_whole_planes_with_and_without_an_epilogue(shape, cpu):
+    from tvm.s_tir import Schedule
+
+    from tvmlab.spaces.template import TemplateSpace
+
+    for bare in (False, True):
+        module = conv(**shape, bare=bare)
+        space = TemplateSpace("key", module, cpu)
+        chunked = [index for index in range(len(space)) if space[index]["ic_chunk"] and not space.why_not(index)]
+        index = chunked[len(chunked) // 2]
+        found = space.realize(index)
+        assert found is not None, space[index]
+        assert not difference(run(found.payload.mod, cpu), run(module, cpu)), space[index]
+        schedule = Schedule(found.payload.mod)
+        parallel = schedule.get_loops(schedule.get_sblock("conv2d_NCHWc_update"))[0]
+        blocks = 64 // X // space[index]["oc_tile"]
+        assert int(schedule.get(parallel).extent) == blocks, "a plane is cut, and its chunks are not whole"
+
+
 def test_starts_are_valid_distinct_and_ordered_by_estimated_cost(cpu):
     from tvmlab.spaces.template import TemplateSpace
 
@@ -241,6 +287,28 @@ def test_a_product_without_a_template_is_left_to_the_sketches(cpu):
         TemplateSpace("k1", plain, cpu)
     scalar = function([te.placeholder((), name="a")], te.compute((), lambda: tvm.tirx.const(1.0), name="one"))
     assert template_for(scalar, cpu) is None
+
+
+def test_parts_of_a_plane_are_taken_only_where_its_rows_leave_no_gap(cpu):
+    from tvmlab.spaces.template import TemplateSpace
+
+    whole, parts = (TemplateSpace("key", module, cpu) for module in (plane(size=7), plane(size=16)))
+    assert whole.template.name == parts.template.name == "plane_conv2d"
+    assert whole.template.knobs["p_chunk"] == (0,) and parts.template.knobs["p_chunk"] == (0, 1, 2, 4, 8)
+    assert parts.template.knobs["data"] == ("none",) and whole.template.knobs["data"] == ("chunk", "root")
+    refused = {**parts[parts.starts()[0]], "p_chunk": 2, "p_tile": 4}
+    assert parts.why_not(parts.index_of(refused)) == "p_tile 4 does not divide p_chunk 2"
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_a_plane_is_computed_in_whole_vectors(stride, cpu):
+    """No pixel reads the last lanes of rows of 14 at a pitch of 16: without them nothing would be a vector."""
+    from tvmlab.spaces.template import TemplateSpace
+
+    space = TemplateSpace("key", plane(4, 14 * stride, 4, 3, stride, 1, 4), cpu)
+    for index in space.starts():
+        found = space.realize(index)
+        assert found is not None and "T.where" not in found.payload.mod.script()
 
 
 def test_helpers():

@@ -11,7 +11,7 @@ import numpy as np
 from tvmlab.fold import Constants, static_shape
 from tvmlab.sites import Site
 
-__all__ = ["LrnMatch", "Match", "classify", "match_lrn"]
+__all__ = ["LrnMatch", "Match", "classify", "match_lrn", "match_shuffle"]
 
 # Pointwise operators of one tensor. Padded channels hold 0 or what these make of it, which must stay finite: a weight
 # of 0 does not undo an infinity. The exact ones are packed only where no channel is padded.
@@ -219,6 +219,29 @@ def match_lrn(binding: Any, producer: Callable[[Any], Any], constants: Constants
     alpha, beta, bias = (float(number.item()) for number in numbers if number is not None)
     detail = {"size": window[0], "alpha": alpha, "beta": beta, "bias": bias}
     return LrnMatch([found.var for found in reversed(chain[1:])], source, detail)
+
+
+def match_shuffle(variable: Any, producer: Callable[[Any], Any]) -> tuple[Any, int] | None:
+    """What a variable is the channel shuffle of, and the number of groups; None if it is none.
+
+    Zhang et al., "ShuffleNet" (CVPR 2018, section 3.1): (N, G*n, H, W) is reshaped to (N, G, n, H, W), its channel axes
+    are exchanged, and it is reshaped back.
+    """
+    found: list[tuple[Any, tuple[int, ...] | None]] = []
+    for name in ("reshape", "permute_dims", "reshape"):
+        call: Any = getattr(producer(variable), "value", None)
+        if getattr(getattr(call, "op", None), "name", "") != f"relax.{name}":
+            return None
+        found.append((call, static_shape(variable)))
+        variable = call.args[0]
+    (_, shape), (exchange, exchanged), _ = found
+    if shape is None or shape != static_shape(variable) or exchanged is None or len(shape) != 4:
+        return None
+    axes = [int(axis) for axis in exchange.attrs.axes or ()]
+    batch, _, *image = shape
+    if axes != [0, 2, 1, 3, 4] or exchanged[0] != batch or list(exchanged[3:]) != image:
+        return None
+    return variable, exchanged[2]
 
 
 def _pair(values: Any) -> tuple[int, int]:

@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from tvmlab import packed_ops, winograd
+from tvmlab import packed_ops, plane_ops, winograd
 from tvmlab.core import Assignment, Packing
 from tvmlab.fold import constant, static_shape
 from tvmlab.layout_graph import Graph, Node, Placed, Transform, is_view, place, read, transforms
+from tvmlab.layout_patterns import match_shuffle
 from tvmlab.models import Model
 from tvmlab.sites import Site, options, reason_against
 
@@ -105,6 +106,8 @@ def _rewrite(
             layouts = placed[node.result]
             inputs = [tensors.get(variable, block) for variable, block in zip(node.inputs, layouts.inputs, strict=True)]
             value = _emit(kernels, node, graph, layouts, assignment, inputs)
+            if value is None:
+                value = _plane(kernels, tensors, nodes, node, graph)
             if node.site is not None:
                 weights[node.site.name] = _weight(node, graph) if value is None else value.args[1].fields[1]
             if value is not None:
@@ -278,6 +281,23 @@ def _layer(kernels: _Kernels, node: Node, graph: Graph, packing: Packing, data: 
     else:
         packed = packed_ops.pack_weight(weight, read_block, block)
     return kernels.call(name, _FUSES_EPILOGUE, compute, [data, constant(packed)], *numbers)
+
+
+def _plane(kernels: _Kernels, tensors: _Tensors, nodes: dict[Any, Node], node: Node, graph: Graph) -> Any:
+    """A grouped or depthwise convolution in NCHW: ours has a template. None for what stays TVM's operator.
+
+    It reads through a channel shuffle, which then costs nothing: the shuffle itself is dead unless others read it.
+    """
+    site = node.site
+    if site is None or not site.planar:
+        return None
+    weight = graph.constants.array(node.binding.value.args[1])
+    assert weight is not None, "a site without constant weights is refused"
+    shuffle = match_shuffle(node.inputs[0], lambda variable: nodes[variable].binding if variable in nodes else None)
+    source, groups = shuffle or (node.inputs[0], 1)
+    numbers = [list(site.strides), list(site.padding), list(site.dilation), site.groups, groups]
+    arguments = [tensors.get(source, 0), constant(weight)]
+    return kernels.call(f"{site.kind}_NCHW", _FUSES_EPILOGUE, plane_ops.conv2d, arguments, *numbers)
 
 
 def _pointwise(node: Node, graph: Graph, block: int, inputs: list[Any]) -> Any:

@@ -49,6 +49,11 @@ class Site:
             self.epilogue,
         )
 
+    @property
+    def planar(self) -> bool:
+        """Whether `tvmlab.plane_ops` computes it where it is in NCHW, so that it has a template there too."""
+        return not self.refused and self.kind in ("grouped_conv2d", "depthwise_conv2d")
+
     def named(self, name: str) -> Site:
         """The same site with a name."""
         return replace(self, name=name)

@@ -10,14 +10,17 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from tvmlab.spaces.plane_template import PlaneConv2d
 from tvmlab.spaces.schedules import (
     Machine,
     Template,
     chunk_balance,
     divisors,
     extents,
+    initialise,
     inline_epilogue,
-    parallel_rows,
+    place_padding,
+    register_tile,
     vectorize,
 )
 from tvmlab.spaces.simple_template import Simple
@@ -116,23 +119,21 @@ class Conv2d(Template):
         if out is not conv:
             schedule.compute_at(conv, chunk if values["ic_chunk"] else tile, preserve_unit_loops=True)
         self._tile_reduction(schedule, conv, values)
-        for pad in pads:
-            if values["pad"] == "row":
-                schedule.compute_at(pad, chunk, preserve_unit_loops=True)
-                vectorize(schedule, schedule.get_loops(pad)[-1], self._lanes)
-            else:
-                parallel_rows(schedule, pad, self._lanes)
+        place_padding(schedule, pads, values["pad"], chunk, self._lanes)
         return schedule
 
     def _tile_output(self, schedule: Any, out: Any, values: dict[str, Any]) -> tuple[Any, Any]:
         """Tile the last stage; returns the parallel loop and the one around the register tile."""
-        n, oc, oh, ow, oci = schedule.get_loops(out)[:5]
-        reduction = schedule.get_loops(out)[5:]
+        n, oc, oh, ow, oci, *reduction = schedule.get_loops(out)
         oc_outer, oc_inner = schedule.split(oc, [None, values["oc_tile"]])
+        if reduction and values["ic_chunk"]:  # the convolution itself is the last stage: its plane is tiled below
+            chunk = schedule.fuse(n, oc_outer)
+            schedule.parallel(chunk)
+            return chunk, chunk
         oh_outer, oh_inner = schedule.split(oh, [None, values["oh_tile"]])
         ow_outer, ow_inner = schedule.split(ow, [None, values["ow_tile"]])
         first = (oc_outer, oh_outer) if values["order"] == "oc" else (oh_outer, oc_outer)
-        if reduction:  # no epilogue: the convolution itself is the last stage, and takes its tile below
+        if reduction:
             schedule.reorder(n, *first, ow_outer, oc_inner, oh_inner, ow_inner, oci, *reduction)
             chunk = schedule.fuse(n, *first)
             schedule.parallel(chunk)
@@ -141,9 +142,7 @@ class Conv2d(Template):
         schedule.reorder(n, *first, ow_outer, oh_inner, ow_inner, oc_inner, vector, lane)
         chunk = schedule.fuse(n, oc_outer) if values["ic_chunk"] else schedule.fuse(n, *first)
         schedule.parallel(chunk)
-        for loop in (oh_inner, ow_inner, oc_inner, vector):
-            schedule.unroll(loop)
-        schedule.vectorize(lane)
+        register_tile(schedule, (oh_inner, ow_inner, oc_inner, vector), lane)
         return chunk, ow_outer
 
     def _tile_reduction(self, schedule: Any, conv: Any, values: dict[str, Any]) -> None:
@@ -151,22 +150,16 @@ class Conv2d(Template):
         if values["ic_chunk"]:
             self._tile_chunk(schedule, conv, values)
             return
-        *outer, oc, oh, ow, oci, ic, kh, kw, ici = schedule.get_loops(conv)[2:]
+        oc, oh, ow, oci, ic, kh, kw, ici = schedule.get_loops(conv)[-8:]
         vector, lane = schedule.split(oci, [None, self._lanes])
         ici_outer, ici_inner = schedule.split(ici, [None, values["ic_unroll"]])
         schedule.reorder(ic, kh, kw, ici_outer, ici_inner, oh, ow, oc, vector, lane)
-        for loop in (oh, ow, oc, vector, ici_inner):
-            schedule.unroll(loop)
-        schedule.vectorize(lane)
-        initial = schedule.decompose_reduction(conv, ic)
-        *tile, lane = schedule.get_loops(initial)[2 + len(outer) :]
-        for loop in tile:
-            schedule.unroll(loop)
-        schedule.vectorize(lane)
+        register_tile(schedule, (oh, ow, oc, vector, ici_inner), lane)
+        initialise(schedule, conv, ic)
 
     def _tile_chunk(self, schedule: Any, conv: Any, values: dict[str, Any]) -> None:
         """The convolution over a whole plane, a chunk of input channels at a time."""
-        oc, oh, ow, oci, ic, kh, kw, ici = schedule.get_loops(conv)[2:]
+        oc, oh, ow, oci, ic, kh, kw, ici = schedule.get_loops(conv)[-8:]
         ic_outer, ic_inner = schedule.split(ic, [None, values["ic_chunk"]])
         oh_outer, oh_inner = schedule.split(oh, [None, values["oh_tile"]])
         ow_outer, ow_inner = schedule.split(ow, [None, values["ow_tile"]])
@@ -174,9 +167,7 @@ class Conv2d(Template):
         ici_outer, ici_inner = schedule.split(ici, [None, values["ic_unroll"]])
         tile = (oh_inner, ow_inner, oc, vector)
         schedule.reorder(ic_outer, oh_outer, ow_outer, ic_inner, kh, kw, ici_outer, ici_inner, *tile, lane)
-        for loop in (*tile, ici_inner):
-            schedule.unroll(loop)
-        schedule.vectorize(lane)
+        register_tile(schedule, (*tile, ici_inner), lane)
         initial = schedule.decompose_reduction(conv, ic_outer)
         schedule.vectorize(schedule.get_loops(initial)[-1])
 
@@ -250,26 +241,15 @@ class DepthwiseConv2d(Template):
             vectorize(schedule, ci, self._lanes)
             schedule.compute_at(conv, ow_outer, preserve_unit_loops=True)
         self._tile_reduction(schedule, conv, values)
-        for pad in pads:
-            if values["pad"] == "row":
-                schedule.compute_at(pad, chunk, preserve_unit_loops=True)
-                vectorize(schedule, schedule.get_loops(pad)[-1], self._lanes)
-            else:
-                parallel_rows(schedule, pad, self._lanes)
+        place_padding(schedule, pads, values["pad"], chunk, self._lanes)
         return schedule
 
     def _tile_reduction(self, schedule: Any, conv: Any, values: dict[str, Any]) -> None:
-        *outer, oh, ow, ci, kh, kw = schedule.get_loops(conv)
+        oh, ow, ci, kh, kw = schedule.get_loops(conv)[-5:]
         vector, lane = schedule.split(ci, [None, self._lanes])
         schedule.reorder(kh, kw, oh, ow, vector, lane)
-        for loop in (oh, ow, vector) + ((kw,) if values["kw_unroll"] > 1 else ()):
-            schedule.unroll(loop)
-        schedule.vectorize(lane)
-        initial = schedule.decompose_reduction(conv, kh)
-        *tile, lane = schedule.get_loops(initial)[len(outer) :]
-        for loop in tile:
-            schedule.unroll(loop)
-        schedule.vectorize(lane)
+        register_tile(schedule, (oh, ow, vector, *((kw,) if values["kw_unroll"] > 1 else ())), lane)
+        initialise(schedule, conv, kh)
 
 
 class Dense(Template):
@@ -322,10 +302,9 @@ class Dense(Template):
 
         schedule = Schedule(module)
         product = schedule.get_sblock(self.name)
-        for stage in ("dense_unpack",):  # a change of index only; what follows reads the product itself
-            block = schedule.get_sblock(stage)
-            if schedule.get_consumers(block):
-                schedule.compute_inline(block)
+        unpacked = schedule.get_sblock("dense_unpack")
+        if schedule.get_consumers(unpacked):  # a change of index only; what follows reads the product itself
+            schedule.compute_inline(unpacked)
         out = inline_epilogue(schedule, product)
         width = self._lanes * self._vectors * values["block_tile"]
         *rows, features = schedule.get_loops(out)
@@ -344,14 +323,8 @@ class Dense(Template):
         k_outer, k_inner = schedule.split(k, [None, values["k_unroll"]])
         vector, lane = schedule.split(x, [None, self._lanes])
         schedule.reorder(k_outer, k_inner, *rows, block, vector, lane)
-        for loop in (k_inner, *rows, block, vector):
-            schedule.unroll(loop)
-        schedule.vectorize(lane)
-        initial = schedule.decompose_reduction(product, k_outer)
-        *tile, lane = schedule.get_loops(initial)[1:]
-        for loop in tile:
-            schedule.unroll(loop)
-        schedule.vectorize(lane)
+        register_tile(schedule, (k_inner, *rows, block, vector), lane)
+        initialise(schedule, product, k_outer)
 
 
-TEMPLATES: tuple[type[Template], ...] = (Conv2d, DepthwiseConv2d, Winograd, Dense, Simple)
+TEMPLATES: tuple[type[Template], ...] = (Conv2d, DepthwiseConv2d, Winograd, Dense, PlaneConv2d, Simple)

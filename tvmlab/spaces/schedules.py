@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -12,6 +13,7 @@ from tvmlab import llvm
 __all__ = ["Machine", "Template", "divisors", "inline_epilogue", "machine_of", "root_blocks"]
 
 _MOST_STARTS = 12
+_LONGEST_RUN = 64  # elements
 
 
 @dataclass(frozen=True)
@@ -123,6 +125,41 @@ def parallel_rows(schedule: Any, block: Any, lanes: int, *, keep: int = 2) -> No
     outer = loops[: max(1, len(loops) - keep)]
     schedule.parallel(schedule.fuse(*outer) if len(outer) > 1 else outer[0])
     vectorize(schedule, schedule.get_loops(block)[-1], lanes)
+
+
+def place_padding(schedule: Any, pads: list[Any], where: str, chunk: Any, lanes: int) -> None:
+    """Pad the whole input first ("root"), or in each turn of the loop `chunk` what it reads ("row")."""
+    for pad in pads:
+        if where == "row":
+            schedule.compute_at(pad, chunk, preserve_unit_loops=True)
+            vectorize(schedule, schedule.get_loops(pad)[-1], lanes)
+        else:
+            parallel_rows(schedule, pad, lanes)
+
+
+def register_tile(schedule: Any, loops: Iterable[Any], lane: Any) -> None:
+    """Unroll the loops of a tile that is held in registers, `lane` is the vector."""
+    for loop in loops:
+        schedule.unroll(loop)
+    schedule.vectorize(lane)
+
+
+def initialise(schedule: Any, block: Any, reduction: Any) -> None:
+    """Set a register tile to zero before `reduction`, the outermost of the reduction's loops, which are around it."""
+    first = schedule.get_sref(reduction)
+    depth = [schedule.get_sref(loop).same_as(first) for loop in schedule.get_loops(block)].index(True)
+    initial = schedule.decompose_reduction(block, reduction)
+    *tile, lane = schedule.get_loops(initial)[depth:]
+    register_tile(schedule, tile, lane)
+
+
+def vectorize_runs(schedule: Any, loop: Any) -> None:
+    """Vectorise a loop over contiguous elements, whatever its extent: LLVM cuts a vector of 28 into 16, 8 and 4.
+
+    A constant loop that is left to LLVM is unrolled before its vectoriser sees it, which leaves single elements.
+    """
+    size = max(divisors(int(schedule.get(loop).extent), _LONGEST_RUN))
+    schedule.vectorize(schedule.split(loop, [None, size])[1])
 
 
 def vectorize(schedule: Any, loop: Any, lanes: int) -> None:

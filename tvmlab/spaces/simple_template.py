@@ -54,9 +54,6 @@ class Simple(Template):
         reduction = _reduction_loops(schedule, block) or []
         loops = schedule.get_loops(block)
         spatial = loops[: len(loops) - len(reduction)]
-        if not reduction and len(spatial) > 1:
-            self._schedule_elementwise(schedule, block, parallel=parallel)
-            return
         outer, last = spatial[:-1], spatial[-1]
         width = int(schedule.get(last).extent)
         if parallel and outer:
@@ -70,12 +67,6 @@ class Simple(Template):
             schedule.vectorize(schedule.get_loops(initial)[-1])
         elif not reduction:
             vectorize(schedule, last, self.machine.lanes)
-
-    def _schedule_elementwise(self, schedule: Any, block: Any, *, parallel: bool) -> None:
-        *outer, last = schedule.get_loops(block)
-        if parallel:
-            schedule.parallel(schedule.fuse(*outer) if len(outer) > 1 else outer[0])
-        vectorize(schedule, last, self.machine.lanes)
 
 
 def _reduction_loops(schedule: Any, block: Any) -> list[Any] | None:

@@ -10,7 +10,7 @@ import numpy as np
 
 from tvmlab.compat import load_meta_schedule, structural_key, to_plain
 from tvmlab.core import Candidate
-from tvmlab.spaces.knobs import Choice, Knob, Location, Tile
+from tvmlab.spaces.knobs import Choice, Knob, Location, Tile, directions, stepped
 
 __all__ = ["Point", "SketchSpace"]
 
@@ -36,7 +36,7 @@ class SketchSpace:
         found = self.context.generate_design_space()
         self.sketches = [sketch.trace.simplified(True) for sketch in found]
         self._shapes = [_split(sketch)[0] for sketch in self.sketches]
-        self._samplers = [[inst for inst in s.insts if inst.kind.name.startswith("Sample")] for s in self.sketches]
+        self._samplers = [_samplers(sketch) for sketch in self.sketches]
         self._knobs = [
             [_knob(inst, decision) for inst, decision in zip(samplers, _split(sketch)[1], strict=True)]
             for sketch, samplers in zip(self.sketches, self._samplers, strict=True)
@@ -89,6 +89,38 @@ class SketchSpace:
         chosen = dict(zip(self._samplers[sketch], decisions, strict=True))
         return self.replay(Trace(self.sketches[sketch].insts, chosen))
 
+    def plainest(self) -> Candidate | None:
+        """The first valid point: of the first sketch that has one, untiled, at the root, each choice its first value.
+
+        On a GPU such a point lacks threads, so it may be a random one instead. None if none was found.
+        """
+        for sketch, knobs in enumerate(self._knobs):
+            found = self.realize((sketch, [knob.plain for knob in knobs]))
+            if found is not None:
+                return found
+        rng = np.random.default_rng(0)
+        return next((found for sketch in range(len(self)) if (found := self.sample(sketch, rng))), None)
+
+    def knobs(self, candidate: Candidate) -> list[Knob]:
+        """The knobs of a candidate's own trace, which need not be of one of the sketches."""
+        trace = candidate.payload.trace.simplified(True)
+        return [_knob(inst, value) for inst, value in zip(_samplers(trace), candidate.decisions, strict=True)]
+
+    def vary(self, candidate: Candidate, decisions: Sequence[Any]) -> Candidate | None:
+        """The candidate with other decisions in the same trace; None where TVM refuses, or repairs, one of them."""
+        from tvm.s_tir import Trace
+
+        trace = candidate.payload.trace.simplified(True)
+        found = self.replay(Trace(trace.insts, dict(zip(_samplers(trace), decisions, strict=True))))
+        return found if found is not None and list(found.decisions) == list(decisions) else None
+
+    def neighbours(self, candidate: Candidate) -> list[Candidate]:
+        """The valid candidates one step from this one, both ways along each of its knobs, no program twice."""
+        knobs = self.knobs(candidate)
+        points = [stepped(knobs, candidate.decisions, [way]) for way in directions(knobs, candidate.decisions)]
+        found = [self.vary(candidate, point) for point in points if point is not None]
+        return list({other.key: other for other in found if other and other.key != candidate.key}.values())
+
     def sample(self, sketch: int, rng: np.random.Generator) -> Candidate | None:
         """A valid random candidate of a sketch, drawn by TVM's own sampler; None if it finds none."""
         from tvm.s_tir import Trace
@@ -130,11 +162,18 @@ def _split(trace: Any) -> tuple[str, list[Any]]:
     return json.dumps(instructions), [decision for _, decision in decisions]
 
 
+def _samplers(trace: Any) -> list[Any]:
+    """The sampling instructions of a trace, in order."""
+    return [instruction for instruction in trace.insts if instruction.kind.name.startswith("Sample")]
+
+
 def _knob(instruction: Any, decision: Any) -> Knob:
     kind = instruction.kind.name
     attributes = to_plain(instruction.attrs)
-    if kind in ("SamplePerfectTile", "SamplePartitionedTile"):
+    if kind == "SamplePerfectTile":
         return Tile(int(np.prod(decision)), int(attributes[0]), max(int(attributes[1]), 0))
+    if kind == "SamplePartitionedTile":  # its other attributes limit products of parts, not the last one
+        return Tile(int(np.prod(decision)), int(attributes[0]), 0)
     if kind == "SampleCategorical":
         return Choice(len(attributes[0]))
     return Location(max(_LOCATIONS, int(decision)))

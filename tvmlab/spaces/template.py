@@ -6,6 +6,7 @@ of a few knobs. Which values make sense (vector width, registers) comes from the
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -16,13 +17,42 @@ import pandas as pd
 from tvmlab.compat import structural_key
 from tvmlab.core import Candidate, InputError
 from tvmlab.spaces import cpu_templates, cuda_templates
+from tvmlab.spaces.knobs import Index
 from tvmlab.spaces.schedules import Template, machine_of, root_blocks
 
-__all__ = ["TemplateSpace", "template_for"]
+__all__ = ["TemplateSpace", "misfit", "template_for"]
 
 
 def template_for(module: Any, target: Any) -> Template | None:
-    """The template that covers a task's module (one function, `main`) on a tvm.target.Target; None if there is none."""
+    """The template that covers a task's module (one function, `main`) on a tvm.target.Target; None if there is none.
+
+    One that has no valid point for the module's shape does not cover it.
+    """
+    found = _match(module, target)
+    return None if found is None or _refusal(found) else found
+
+
+def misfit(module: Any, target: Any) -> str:
+    """Which template is for such a module but does not fit its shape, and why; an empty string if none."""
+    found = _match(module, target)
+    why = _refusal(found) if found else ""
+    return f"template {found.name} does not fit this shape, it {why}" if found and why else ""
+
+
+def _refusal(template: Template) -> str:
+    """Why the first point of a template is not valid, if none is; else an empty string."""
+    names = list(template.knobs)
+    points = (dict(zip(names, values, strict=True)) for values in itertools.product(*template.knobs.values()))
+    first = ""
+    for point in points:
+        why = template.why_not(point)
+        if not why:
+            return ""
+        first = first or why
+    return first
+
+
+def _match(module: Any, target: Any) -> Template | None:
     kind = target.kind.name
     classes = {"llvm": cpu_templates.TEMPLATES, "cuda": cuda_templates.TEMPLATES}.get(kind, ())
     blocks = root_blocks(module)
@@ -93,6 +123,11 @@ class TemplateSpace:
         ]
         return np.array([*vector, *self.template.features(self[index])], dtype="float32")
 
+    def neighbours(self, index: int) -> list[int]:
+        """The points one position up or down the values of one knob; not all need be valid."""
+        axis = Index(self.radices)
+        return [point for way in axis.directions(index) if (point := axis.step(index, way)) is not None]
+
     def starts(self) -> Sequence[int]:
         """The valid points of lowest estimated cost, the best guess first (at most 12)."""
         return [self.index_of(values) for values in self.template.starts()]
@@ -101,6 +136,13 @@ class TemplateSpace:
         """The first `limit` points: one column a knob, and `why_not` (empty where the point is valid)."""
         rows = [{**self[index], "why_not": self.why_not(index)} for index in range(min(limit, len(self)))]
         return pd.DataFrame(rows, columns=[*self._names, "why_not"], index=pd.RangeIndex(len(rows), name="point"))
+
+    def knobs(self) -> pd.DataFrame:
+        """One row a knob: how many values it has, and which."""
+        rows = [
+            (name, len(values), "one of " + ", ".join(map(str, values))) for name, values in self.template.knobs.items()
+        ]
+        return pd.DataFrame(rows, columns=["knob", "values", "about"])
 
     def __repr__(self) -> str:
         knobs = ", ".join(f"{name} {list(values)}" for name, values in self.template.knobs.items())

@@ -16,8 +16,10 @@ from tvmlab.spaces.schedules import (
     chunk_balance,
     divisors,
     extents,
+    initialise,
     inline_epilogue,
-    parallel_rows,
+    place_padding,
+    register_tile,
     vectorize,
 )
 
@@ -118,9 +120,8 @@ class Winograd(Template):
         schedule.unroll(eps)
         schedule.unroll(nu)
         vectorize(schedule, ci, self._lanes)
-        for pad in pads:
-            if str(schedule.get(pad).name_hint) == "data_pad":
-                parallel_rows(schedule, pad, self._lanes)
+        pads = [pad for pad in pads if str(schedule.get(pad).name_hint) == "data_pad"]
+        place_padding(schedule, pads, "root", chunk, self._lanes)
         return schedule
 
     def _tile_output(self, schedule: Any, output: Any, out: Any, values: dict[str, Any]) -> Any:
@@ -152,13 +153,7 @@ class Winograd(Template):
         vector, lane = schedule.split(oci, [None, self._lanes])
         first = (oc_outer, p_outer) if values["order"] == "oc" else (p_outer, oc_outer)
         schedule.reorder(eps, nu, *first, ic, ici, p_inner, oc_inner, vector, lane)
-        for loop in (p_inner, oc_inner, vector):
-            schedule.unroll(loop)
-        schedule.vectorize(lane)
+        register_tile(schedule, (p_inner, oc_inner, vector), lane)
         if not values["fuse"]:
             schedule.parallel(schedule.fuse(eps, nu, first[0]))
-        initial = schedule.decompose_reduction(gemm, ic)
-        *tile, lane = schedule.get_loops(initial)
-        for loop in tile[-3:]:
-            schedule.unroll(loop)
-        schedule.vectorize(lane)
+        initialise(schedule, gemm, ic)
