@@ -1,5 +1,7 @@
 """A measurer without a device: a latency follows from the candidate's key, so it always answers the same."""
 
+import threading
+
 from tvmlab.core import Measurement, TrialStatus
 
 DEFAULT_S = 1e-3
@@ -32,11 +34,17 @@ class FakeMeasurer:
             self.run_s += 0.01
             status = self.fails(candidate)
             if status is None:
-                latency = self.default_s(candidate.task_key) * latency_of(candidate.key)
-                yield Measurement(TrialStatus.OK, (latency * 1.1, latency, latency * 0.9), 0.1, 0.01)
+                rival = self.latencies(candidate.rival) if candidate.rival else ()
+                yield Measurement(TrialStatus.OK, self.latencies(candidate), 0.1, 0.01, "", rival)
             else:
                 yield Measurement(status, (), 0.1, 0.01, f"{status} as asked")
             self.on_measure(len(self.asked))
+
+    def latencies(self, candidate):
+        """Three repeats around the candidate's latency; the unscheduled kernel's is the default one."""
+        factor = 1.0 if candidate.key == candidate.task_key else latency_of(candidate.key)
+        latency = self.default_s(candidate.task_key) * factor
+        return latency * 1.1, latency, latency * 0.9
 
     def add(self, tasks):
         self.added = [task.key for task in tasks]
@@ -48,3 +56,14 @@ class FakeMeasurer:
 def latency_of(key):
     """A number between 0.1 and 1.1 that is the same for a key everywhere."""
     return 0.1 + int(key[:8], 16) / 2**32
+
+
+def stop_after(count):
+    """A stop event, and a measurer that sets it after so many trials."""
+    stop = threading.Event()
+    return stop, FakeMeasurer(on_measure=lambda number: stop.set() if number == count else None)
+
+
+def keys(trials):
+    """Which candidates were measured, in order."""
+    return [(trial.task_key, trial.key) for trial in trials]

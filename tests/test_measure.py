@@ -11,7 +11,7 @@ import psutil
 import pytest
 import tvm
 
-from tvmlab.compat import structural_key
+from tvmlab.compat import idle_passes, structural_key
 from tvmlab.core import Candidate, TaskInfo, TrialStatus
 from tvmlab.experiment import Measure
 from tvmlab.measure import builder, local
@@ -79,7 +79,7 @@ def candidate(body, task=TASK):
 def measurer(cpu, tmp_path_factory):
     """One measurer for the file: that it survives every test is what is tested."""
     folder = tmp_path_factory.mktemp("measure")
-    options = Measure(repeats=3, min_repeat_ms=0.2, run_timeout_s=2.0, build_workers=2)
+    options = Measure(repeats=2, min_repeat_ms=0.2, run_timeout_s=2.0, build_workers=2)
     with LocalMeasurer([TASK], cpu, options, folder) as made:
         (default,) = made.measure_defaults([TASK.key])
         assert default.status is TrialStatus.OK, default.message
@@ -99,7 +99,7 @@ def test_a_right_kernel_is_ok_and_all_repeats_are_kept(measurer):
     build_wait_s, run_s = measurer.build_wait_s, measurer.run_s
     for found in measure(measurer, RIGHT, FASTER):
         assert found.status is TrialStatus.OK and found.message == ""
-        assert len(found.latencies_s) == 3
+        assert len(found.latencies_s) == 2
         assert all(1e-8 < latency < 1e-2 for latency in found.latencies_s)
         assert 0 < found.build_s < 30 and 0 < found.run_s < 2
     assert measurer.run_s > run_s and measurer.build_wait_s > build_wait_s
@@ -133,7 +133,7 @@ def test_a_crash_is_named_and_the_next_candidate_measured(measurer):
     assert first.status is TrialStatus.CRASHED
     assert "SIGSEGV" in first.message
     assert second.status is TrialStatus.OK
-    assert len(second.latencies_s) == 3
+    assert len(second.latencies_s) == 2
 
 
 def test_a_kernel_that_never_ends_times_out(measurer):
@@ -217,7 +217,8 @@ def test_without_the_check_a_wrong_kernel_is_timed(measurer, monkeypatch):
 
 def test_cold_weights_are_evicted_before_each_call_that_is_timed(measurer, monkeypatch):
     (warm,) = measure(measurer, RIGHT)
-    monkeypatch.setattr(measurer, "_options", measurer._options.model_copy(update={"cold_weights": True}))
+    monkeypatch.setattr(measurer, "_cold_cache_bytes", 1 << 20)
+    monkeypatch.setattr(measurer, "_best_s", {})  # that of warm calls
     (cold,) = measure(measurer, RIGHT)
     assert cold.status is TrialStatus.OK
     assert len(cold.latencies_s) == 4 * len(warm.latencies_s)  # calls are no longer looped: so many more are timed
@@ -272,6 +273,16 @@ def test_a_builder_pool_answers_in_the_future(cpu, tmp_path):
         pool.close()
     builder.remove_build(good.result().path)
     assert not list(tmp_path.rglob("*.so"))
+
+
+def test_the_passes_that_are_left_out_change_no_code(cpu, tmp_path):
+    sections = []
+    for disabled in ([], idle_passes(cpu.kind)):
+        with cpu.to_tvm(), tvm.transform.PassContext(disabled_pass=disabled):
+            built = tvm.driver.build(module(RIGHT), target=cpu.to_tvm())
+        built.write_to_file(str(tmp_path / "kernel.s"))
+        sections.append((tmp_path / "kernel.s").read_text())
+    assert sections[0] == sections[1]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "int32", "int8", "bool"])

@@ -1,5 +1,7 @@
 """The replay measurer: recorded answers, recorded time, and no answer to what was never measured."""
 
+from dataclasses import replace
+
 import pytest
 
 from tvmlab.core import Candidate, RecordError, TrialStatus
@@ -68,3 +70,54 @@ def test_the_answers_before_the_unknown_one_are_given(folder):
     assert next(measuring).status is TrialStatus.OK
     with pytest.raises(RecordError):
         next(measuring)
+
+
+def paired(folder):
+    """A candidate that was recorded beside a rival; the trials, and the two as candidates."""
+    trials = list(folder.trials())
+    rival, ours = (trial for trial in trials if trial.trial > 0 and trial.ok)
+    trials[trials.index(ours)] = ours = replace(
+        ours, task_key=rival.task_key, latencies_s=[1e-4, 2e-4], rival=rival.key, rival_latencies_s=[3e-4, 4e-4]
+    )
+    first, second = (Candidate(t.task_key, t.key, t.sketch, t.decisions) for t in (ours, rival))
+    return trials, first, second
+
+
+def test_turns_with_a_rival_are_answered_as_recorded(folder):
+    trials, ours, rival = paired(folder)
+    alone, beside = ReplayMeasurer(trials).measure([ours, replace(ours, rival=rival)])
+    assert (alone.latencies_s, alone.rival_latencies_s) == ((1e-4, 2e-4), ())
+    assert (beside.latencies_s, beside.rival_latencies_s) == ((1e-4, 2e-4), (3e-4, 4e-4))
+
+
+def test_two_that_never_met_are_answered_with_what_each_was_recorded_with(folder):
+    trials, ours, rival = paired(folder)
+    (found,) = ReplayMeasurer(trials).measure([replace(rival, rival=ours)])
+    assert found.latencies_s == pytest.approx((500e-6, 510e-6))  # as many as both have
+    assert found.rival_latencies_s == (1e-4, 2e-4)
+
+
+def test_the_default_kernel_may_be_a_rival(folder):
+    trials, ours, _ = paired(folder)
+    default = next(t for t in trials if t.trial == 0 and t.task_key == ours.task_key)
+    start = Candidate(default.task_key, default.key, -1, ())
+    (found,) = ReplayMeasurer(trials).measure([replace(ours, rival=start)])
+    assert (found.latencies_s, found.rival_latencies_s) == ((1e-4,), (1e-3,))
+
+
+def test_a_rival_that_failed_leaves_the_measurement_alone(folder):
+    trials, ours, _ = paired(folder)
+    crashed = next(t for t in trials if t.status is TrialStatus.CRASHED)
+    rival = Candidate(crashed.task_key, crashed.key, 0, [])
+    trials = [replace(t, task_key=crashed.task_key) if t.key == ours.key else t for t in trials]
+    (found,) = ReplayMeasurer(trials).measure([replace(ours, task_key=crashed.task_key, rival=rival)])
+    assert (found.latencies_s, found.rival_latencies_s) == ((1e-4, 2e-4), ())
+    (found,) = ReplayMeasurer(trials).measure([replace(rival, rival=ours)])
+    assert found.status is TrialStatus.CRASHED and found.rival_latencies_s == ()
+
+
+def test_a_rival_never_measured_is_refused(folder):
+    trials, ours, _ = paired(folder)
+    strange = Candidate(ours.task_key, "0" * 16, 0, [])
+    with pytest.raises(RecordError, match=f"candidate {strange.key} of task {ours.task_key} was never measured"):
+        list(ReplayMeasurer(trials).measure([replace(ours, rival=strange)]))

@@ -128,13 +128,13 @@ def compile_to(module_json: str, target_json: dict[str, Any], folder: Path) -> s
     import tvm
     from tvm.s_tir.transform import RemoveWeightLayoutRewriteBlock
 
-    from tvmlab.compat import load_meta_schedule
+    from tvmlab.compat import idle_passes, load_meta_schedule
 
     load_meta_schedule(target_json["kind"])
     target = tvm.target.Target(target_json)
     module = RemoveWeightLayoutRewriteBlock(skip_tensor_rewrite=True)(tvm.ir.load_json(module_json))
     library = folder / "kernel.so"
-    with target:
+    with target, tvm.transform.PassContext(disabled_pass=idle_passes(target_json["kind"])):
         built = tvm.driver.build(module, target=target)
     if target.kind.name == "llvm":
         _link_object(built, library)

@@ -10,19 +10,28 @@ import math
 import sys
 import time
 from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import median
 from typing import Any
 
 import numpy as np
 
 from tvmlab.compat import hide_torch
-from tvmlab.core import TrialStatus
+from tvmlab.core import Measurement, TrialStatus
 from tvmlab.measure.check import difference, make_input
+from tvmlab.measure.cold import ColdArguments
 from tvmlab.measure.process import serve
 
 _CACHE_BYTES = 3 << 30
 _EVICT = "cache_flush_cpu_non_first_arg"  # TVM's: flushes each cache line of the arguments, so from all cores' caches
+_FLUSH_BYTES = 1 << 14  # so much is flushed while the kernel's threads still wait; of larger weights, copies take turns
 _COLD_FACTOR = 4  # single calls scatter: so many more of them, of kernels that would be looped
 _SLOW_DEFAULT_S = 0.05  # nobody needs to know such a kernel's latency well, and a layout step has a hundred of them
+_ONCE_S = 1.0  # a kernel slower than this is not run again
+_BEHIND = 0.1  # of the way from the best to `slow_factor`: a kernel slower than that gets a few repeats only
+_TURNS_S = 4.0  # what all turns of a candidate and its rival may take
+_LEADER_FACTOR = 4  # so many more turns for a candidate that is ahead of its rival
 _CALL_S = 1e-4  # what calling a kernel from Python may cost beside running it
 
 
@@ -44,6 +53,7 @@ class _Task:
         changed = [i for i, (a, b) in enumerate(zip(after, self.host, strict=True)) if not np.array_equal(a, b)]
         # A kernel may write what was there already (a copy of zeros): then its last argument is the output.
         self.reference = {index: after[index] for index in changed or [len(after) - 1]}
+        self.cold = ColdArguments(self.tensors, self.host, list(self.reference))
 
     def clear_outputs(self) -> None:
         """Overwrite the outputs, so that an element a candidate does not write is seen."""
@@ -66,6 +76,15 @@ class _Task:
         return ""
 
 
+@dataclass(frozen=True)
+class _Rival:
+    """A kernel that candidates of a task are timed in turns with: loaded, checked, and run once to be warm."""
+
+    library: str
+    kernel: Any
+    single_s: float
+
+
 class Device:
     """Answers the requests of one LocalMeasurer. `name` is cpu, or cuda:0."""
 
@@ -78,6 +97,7 @@ class Device:
         load_meta_schedule(kind)
         self._device = tvm.device(kind, int(index or 0))
         self._tasks: OrderedDict[str, _Task] = OrderedDict()
+        self._rivals: dict[str, _Rival] = {}
 
     def answer(self, message: tuple[Any, ...]) -> Any:
         """Dispatch a request to the method it names; its errors become a failed measurement."""
@@ -88,7 +108,7 @@ class Device:
             text = str(error).strip()
             limit = any(word in text for word in ("OUT_OF_RESOURCES", "OUT_OF_MEMORY", "out of memory"))
             status = TrialStatus.OUT_OF_LIMITS if limit else TrialStatus.RUN_ERROR
-            return status.value, [], text.splitlines()[-1][:300] if text else type(error).__name__
+            return Measurement(status, message=text.splitlines()[-1][:300] if text else type(error).__name__)
 
     def do_ping(self) -> str:
         """Answered once TVM is loaded."""
@@ -100,66 +120,140 @@ class Device:
 
     def do_default(
         self, key: str, arguments: list[tuple[list[int], str]], library: str, options: dict[str, Any]
-    ) -> tuple[str, list[float], str]:
+    ) -> Measurement:
         """Run the unscheduled kernel: keep what it computes as the reference, and time it."""
         task = _Task(key, arguments, self._device)
         kernel = self._load(library)
-        elapsed = self._run_once(kernel, task)
+        elapsed = self._run_once(kernel, task.tensors)
         task.find_outputs()
         self._tasks[key] = task
         self._evict()
         latencies = [elapsed] if elapsed > _SLOW_DEFAULT_S else self._time(kernel, task, elapsed, options)
-        return TrialStatus.OK.value, latencies, ""
+        return Measurement(TrialStatus.OK, tuple(latencies))
 
-    def do_measure(self, key: str, library: str, options: dict[str, Any]) -> tuple[str, list[float], str]:
-        """Run a candidate once and compare, then time it."""
+    def do_rival(self, key: str, library: str, options: dict[str, Any]) -> Measurement:
+        """Load what candidates of the task will be timed in turns with; one a task is kept. Run and check it."""
+        task = self._tasks[key]
+        kernel = self._load(library)
+        elapsed, problem = self._try(kernel, task, options)
+        if problem:
+            return Measurement(TrialStatus.WRONG_RESULT, message=problem)
+        self._rivals[key] = _Rival(library, kernel, self._single(kernel, task, elapsed, options))
+        return Measurement(TrialStatus.OK)
+
+    def do_measure(self, key: str, library: str, options: dict[str, Any], rival: str = "") -> Measurement:
+        """Run a candidate once and compare, then time it; in turns with the loaded rival of that path, if named."""
         task = self._tasks[key]
         self._tasks.move_to_end(key)
         kernel = self._load(library)
-        if options["check"]:
-            task.clear_outputs()
-        elapsed = self._run_once(kernel, task)
-        if options["check"] and (problem := task.problem()):
-            task.restore()
-            return TrialStatus.WRONG_RESULT.value, [], problem
-        return TrialStatus.OK.value, self._time(kernel, task, elapsed, options), ""
+        elapsed, problem = self._try(kernel, task, options)
+        if problem:
+            return Measurement(TrialStatus.WRONG_RESULT, message=problem)
+        other = self._rivals.get(key)
+        if rival and other is not None and other.library == rival:
+            ours, theirs = self._take_turns(kernel, other, task, elapsed, options)
+            return Measurement(TrialStatus.OK, tuple(ours), rival_latencies_s=tuple(theirs))
+        return Measurement(TrialStatus.OK, tuple(self._time(kernel, task, elapsed, options)))
 
     def _load(self, library: str) -> Any:
         import tvm
 
         return tvm.runtime.load_module(library)
 
-    def _run_once(self, kernel: Any, task: _Task) -> float:
+    def _run_once(self, kernel: Any, tensors: Sequence[Any]) -> float:
+        main = kernel["main"]
         started = time.perf_counter()
-        kernel["main"](*task.tensors)
+        main(*tensors)
         self._device.sync()
         return time.perf_counter() - started
 
+    def _try(self, kernel: Any, task: _Task, options: dict[str, Any]) -> tuple[float, str]:
+        """Run a kernel for the first time: the seconds it took, and what is wrong with its result."""
+        if not options["check"]:
+            return self._run_once(kernel, task.tensors), ""
+        task.clear_outputs()
+        elapsed = self._run_once(kernel, task.tensors)
+        problem = task.problem()
+        if problem:
+            task.restore()
+        return elapsed, problem
+
+    def _single(self, kernel: Any, task: _Task, first_s: float, options: dict[str, Any]) -> float:
+        """Seconds of one call. The first also paged in code and data; of a short kernel that may be most of it."""
+        if _limit_s(options) < first_s <= _ONCE_S:
+            first_s = self._run_once(kernel, task.tensors)
+        if first_s < min(_limit_s(options), options["min_repeat_ms"] / 4e3):
+            (first_s,) = self._timed(kernel, task, 3, 1)
+        return first_s
+
     def _time(self, kernel: Any, task: _Task, first_s: float, options: dict[str, Any]) -> list[float]:
-        """All repeats, seconds. A kernel far behind the best is run once more only, one slower than a second never."""
-        if first_s > 1.0:
-            return [first_s]
-        limit_s = math.inf
-        if options["best_s"] is not None:
-            limit_s = options["slow_factor"] * options["best_s"] + _CALL_S
-        if first_s > limit_s:
-            first_s = self._run_once(kernel, task)  # the first run paged in code and data
-            if first_s > limit_s:
-                return [first_s]
-        if first_s < options["min_repeat_ms"] / 4e3:
-            # The first run also paged the code in; of a short kernel that may be most of it.
-            evaluator = kernel.time_evaluator("main", self._device, number=3, repeat=1)
-            first_s = float(evaluator(*task.tensors).results[0])
-        number = max(1, math.ceil(options["min_repeat_ms"] / 1e3 / max(first_s, 1e-8)))
-        repeats, evict = options["repeats"], ""
-        if options["cold_weights"]:  # only a call's first run is cold, so a short kernel is repeated instead of looped
-            number, repeats, evict = 1, repeats * min(number, _COLD_FACTOR), _EVICT
-        evaluator = kernel.time_evaluator("main", self._device, number=number, repeat=repeats, f_preproc=evict)
-        return [float(value) for value in evaluator(*task.tensors).results]
+        """All repeats, seconds. A kernel far behind the best is run once more only, one slower than a second never.
+
+        One that is behind after a few repeats is not given the others: they would not make it the best.
+        """
+        single_s = self._single(kernel, task, first_s, options)
+        if single_s > _limit_s(options):
+            return [single_s]
+        number, repeats = _loops(single_s, options)
+        few = repeats if options["best_s"] is None else max(2, repeats // 4)
+        found = self._samples(kernel, task, number, few, options)
+        if few < repeats and min(found) <= (1 + _BEHIND * (options["slow_factor"] - 1)) * options["best_s"]:
+            found += self._samples(kernel, task, number, repeats - few, options)
+        return found
+
+    def _take_turns(
+        self, kernel: Any, rival: _Rival, task: _Task, first_s: float, options: dict[str, Any]
+    ) -> tuple[list[float], list[float]]:
+        """Latencies of a candidate and of its rival, seconds, a pair a turn; who begins alternates (a b, b a, ...).
+
+        After the repeats, a candidate that leads gets three times as many more, for a paired test to decide by. One
+        far behind has a single turn.
+        """
+        single_s = self._single(kernel, task, first_s, options)
+        if single_s > min(_limit_s(options), options["slow_factor"] * rival.single_s + _CALL_S):
+            return [single_s], [self._run_once(rival.kernel, task.tensors)]
+        number, repeats = _loops(min(single_s, rival.single_s), options)
+        affordable = max(1, int(_TURNS_S / (number * (single_s + rival.single_s))))
+        found: tuple[list[float], list[float]] = ([], [])
+        for turns in (repeats, _LEADER_FACTOR * repeats):
+            for turn in range(len(found[0]), min(turns, affordable)):
+                for who in (0, 1) if turn % 2 == 0 else (1, 0):
+                    found[who].extend(self._samples((kernel, rival.kernel)[who], task, number, 1, options))
+            if median(found[0]) >= median(found[1]):
+                break
+        return found
+
+    def _samples(self, kernel: Any, task: _Task, number: int, repeats: int, options: dict[str, Any]) -> list[float]:
+        """So many repeats of `number` calls each, seconds a call; of single calls with cold weights, if asked for."""
+        if not options["cold_cache_bytes"]:
+            return self._timed(kernel, task, number, repeats)
+        if task.cold.weight_bytes <= _FLUSH_BYTES:
+            return self._timed(kernel, task, 1, repeats, _EVICT)
+        task.bytes += task.cold.copy(options["cold_cache_bytes"], self._device)
+        self._evict()
+        return [self._run_once(kernel, task.cold.turn()) for _ in range(repeats)]
+
+    def _timed(self, kernel: Any, task: _Task, number: int, repeats: int, before: str = "") -> list[float]:
+        timer = kernel.time_evaluator("main", self._device, number=number, repeat=repeats, f_preproc=before)
+        return [float(value) for value in timer(*task.tensors).results]
 
     def _evict(self) -> None:
         while len(self._tasks) > 1 and sum(task.bytes for task in self._tasks.values()) > _CACHE_BYTES:
             self._tasks.popitem(last=False)
+
+
+def _limit_s(options: dict[str, Any]) -> float:
+    """A kernel slower than this is timed once only."""
+    best_s = options["best_s"]
+    return _ONCE_S if best_s is None else min(_ONCE_S, options["slow_factor"] * best_s + _CALL_S)
+
+
+def _loops(single_s: float, options: dict[str, Any]) -> tuple[int, int]:
+    """How many calls a repeat has, and how many repeats there are."""
+    number = max(1, math.ceil(options["min_repeat_ms"] / 1e3 / max(single_s, 1e-8)))
+    if options["cold_cache_bytes"]:  # only a single call is cold, so a short kernel is repeated instead of looped
+        return 1, options["repeats"] * min(number, _COLD_FACTOR)
+    return number, options["repeats"]
 
 
 def main(device: str, file_descriptor: int) -> None:

@@ -8,6 +8,7 @@ import tempfile
 import time
 from collections.abc import Generator, Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from tvmlab.core import Candidate, Measurement, TrialStatus
 from tvmlab.experiment import Measure
 from tvmlab.measure.builder import Build, BuilderPool, remove_build
 from tvmlab.measure.process import WorkerDied, WorkerProcess, WorkerTimeout
+from tvmlab.measure.rivals import RivalBuilds
 from tvmlab.targets import Target
 from tvmlab.tasks import Task, arguments, default_gpu_schedule
 
@@ -22,6 +24,7 @@ __all__ = ["LocalMeasurer"]
 
 _START_S = 120.0
 _SCRATCH = "scratch-"
+_USUAL_CACHE_BYTES = 32 << 20
 _DEFAULT_TIMEOUT_FACTOR = 15  # an unscheduled kernel is up to this much slower than a user expects of a candidate
 
 
@@ -42,8 +45,14 @@ class LocalMeasurer:
         self._scratch = tempfile.TemporaryDirectory(prefix=_SCRATCH, dir=folder, ignore_cleanup_errors=True)
         self._best_s: dict[str, float] = {}
         self._references: dict[str, Build | Future[Build]] = {}
+        # On a GPU, or if weights shall stay in the caches, none.
+        is_cold = options.cold_weights and target.kind == "llvm"
+        self._cold_cache_bytes = (target.details.get("cache_bytes") or _USUAL_CACHE_BYTES) if is_cold else 0
         workers = options.build_workers or len(os.sched_getaffinity(0))
         self._builders = BuilderPool(target.attrs, workers, options.build_timeout_s, Path(self._scratch.name), log)
+        self._rivals = RivalBuilds(lambda rival: self._builders.submit(_to_json(rival.payload.mod)))
+        # By task: the path of the rival that was loaded, by which start of the device's process, and why not.
+        self._loaded_rivals: dict[str, tuple[str, int, str]] = {}
         self._device = WorkerProcess("tvmlab.measure.device", [target.device], log, target.worker_env())
         self._device.start()
         self.build_wait_s = 0.0
@@ -75,21 +84,26 @@ class LocalMeasurer:
     def measure(self, candidates: Sequence[Candidate]) -> Generator[Measurement]:
         """Measure candidates, in order. Builds start at once; the runs start when the iterator is first advanced.
 
-        On a CPU target nothing is built while a candidate runs: both would use the same cores.
+        On a CPU target nothing is built while a candidate runs: both would use the same cores. A candidate with a
+        rival that can be built and run is timed in turns with it, any other alone.
         """
         modules = [_to_json(candidate.payload.mod) for candidate in candidates]
         # The largest programs first: one that takes seconds to compile must not be the last to begin.
         order = sorted(range(len(modules)), key=lambda index: -len(modules[index]))
+        first = {each.task_key: each.rival for each in reversed(candidates) if each.rival is not None}
+        rivals = [self._rivals.get(rival) for rival in first.values()]
         builds = {index: self._builders.submit(modules[index]) for index in order}
-        return self._run_all(list(candidates), [builds[index] for index in range(len(modules))])
+        return self._run_all(list(candidates), [builds[index] for index in range(len(modules))], rivals)
 
-    def _run_all(self, candidates: list[Candidate], builds: list[Future[Build]]) -> Generator[Measurement]:
+    def _run_all(
+        self, candidates: list[Candidate], builds: list[Future[Build]], rivals: list[Future[Build]]
+    ) -> Generator[Measurement]:
         if self._target.kind == "llvm":
-            self._wait(builds)
+            self._wait([*builds, *rivals])
         for position, (candidate, build) in enumerate(zip(candidates, builds, strict=True)):
             self._wait([build])
             try:
-                yield self._run(candidate.task_key, build.result())
+                yield self._run(candidate, build.result())
             except GeneratorExit:
                 for unused in builds[position + 1 :]:
                     unused.cancel()  # one under way leaves its files to the scratch folder's end
@@ -101,30 +115,59 @@ class LocalMeasurer:
             build.result()
         self.build_wait_s += time.perf_counter() - started
 
-    def _run(self, key: str, build: Build) -> Measurement:
+    def _run(self, candidate: Candidate, build: Build) -> Measurement:
         if build.status is not TrialStatus.OK:
             return Measurement(build.status, build_s=build.build_s, message=build.message)
+        rival = self._rivals.get(candidate.rival) if candidate.rival is not None else None
+        if rival is not None:
+            self._wait([rival])
+        key = candidate.task_key
         started = time.perf_counter()
         try:
-            found = self._ensure_task(key)
-            if found is None:
-                found = self._request(("measure", key, build.path, self._timing(key)), self._options.run_timeout_s)
+            found = self._run_beside(key, build.path, rival.result() if rival else None)
         finally:
             remove_build(build.path)
         elapsed = time.perf_counter() - started
         self.run_s += elapsed
-        status, latencies, message = found
-        if latencies:
-            middle = sorted(latencies)[len(latencies) // 2]
-            self._best_s[key] = min(middle, self._best_s.get(key, middle))
-        return Measurement(TrialStatus(status), tuple(latencies), build.build_s, elapsed, message)
+        for latencies in (found.latencies_s, found.rival_latencies_s):
+            if latencies:
+                middle = sorted(latencies)[len(latencies) // 2]
+                self._best_s[key] = min(middle, self._best_s.get(key, middle))
+        return replace(found, build_s=build.build_s, run_s=elapsed)
 
-    def _ensure_task(self, key: str) -> tuple[str, list[float], str] | None:
+    def _run_beside(self, key: str, path: str, rival: Build | None) -> Measurement:
+        """Run a built candidate, in turns with its rival where that runs; alone, and saying so, where it does not."""
+        refused = self._load_rival(key, rival) if rival else None
+        failed = self._ensure_task(key)
+        if failed is not None:
+            return failed
+        beside = rival.path if rival and not refused else ""
+        found = self._request(("measure", key, path, self._timing(key), beside), self._options.run_timeout_s)
+        if refused and found.status is TrialStatus.OK:
+            return replace(found, message=f"measured without its rival: {refused}")
+        return found
+
+    def _load_rival(self, key: str, rival: Build) -> str:
+        """Have the device process load, run and check a rival, once in its life; returns why it cannot be used."""
+        if rival.status is not TrialStatus.OK:
+            return f"{rival.status}, {rival.message}"
+        if self._ensure_task(key) is not None:
+            return "its task cannot be run"
+        path, generation, refused = self._loaded_rivals.get(key, ("", 0, ""))
+        # One that killed the process is not tried again; one that ran must be loaded again by another process.
+        if path == rival.path and (refused or generation == self._device.generation):
+            return refused
+        found = self._request(("rival", key, rival.path, self._timing(key)), self._options.run_timeout_s)
+        refused = "" if found.status is TrialStatus.OK else f"{found.status}, {found.message}"
+        self._loaded_rivals[key] = rival.path, self._device.generation, refused
+        return refused
+
+    def _ensure_task(self, key: str) -> Measurement | None:
         """Make sure that the device process holds the task's reference; returns the failure if it cannot."""
         if self._has_task(key):
             return None
-        answer = self._run_reference(key)
-        return None if answer[0] == TrialStatus.OK else answer
+        found = self._run_reference(key)
+        return None if found.status is TrialStatus.OK else found
 
     def _has_task(self, key: str) -> bool:
         if self._device.pid is None:
@@ -134,10 +177,10 @@ class LocalMeasurer:
         except (WorkerDied, WorkerTimeout):
             return False
 
-    def _run_reference(self, key: str) -> tuple[str, list[float], str]:
+    def _run_reference(self, key: str) -> Measurement:
         build = self._reference_build(key)
         if build.status is not TrialStatus.OK:
-            return build.status.value, [], f"the unscheduled kernel cannot be built: {build.message}"
+            return Measurement(build.status, message=f"the unscheduled kernel cannot be built: {build.message}")
         message = (
             "default",
             key,
@@ -160,10 +203,10 @@ class LocalMeasurer:
     def _measure_default(self, key: str) -> Measurement:
         build = self._reference_build(key)
         started = time.perf_counter()
-        status, latencies, message = self._run_reference(key)
+        found = self._run_reference(key)
         elapsed = time.perf_counter() - started
         self.run_s += elapsed
-        return Measurement(TrialStatus(status), tuple(latencies), build.build_s, elapsed, message)
+        return replace(found, build_s=build.build_s, run_s=elapsed)
 
     def _timing(self, key: str) -> dict[str, Any]:
         options = self._options
@@ -172,19 +215,19 @@ class LocalMeasurer:
             "min_repeat_ms": options.min_repeat_ms,
             "slow_factor": options.slow_factor,
             "check": options.check,
-            "cold_weights": options.cold_weights and self._target.kind == "llvm",
+            "cold_cache_bytes": self._cold_cache_bytes,
             "best_s": self._best_s.get(key),
         }
 
-    def _request(self, message: tuple[Any, ...], timeout_s: float) -> tuple[str, list[float], str]:
+    def _request(self, message: tuple[Any, ...], timeout_s: float) -> Measurement:
         try:
             if self._device.pid is None:
                 self._device.request(("ping",), _START_S)
             return self._device.request(message, timeout_s)
         except WorkerTimeout as error:
-            return TrialStatus.RUN_TIMEOUT.value, [], str(error)
+            return Measurement(TrialStatus.RUN_TIMEOUT, message=str(error))
         except WorkerDied as error:
-            return TrialStatus.CRASHED.value, [], f"the device's worker was {error}"
+            return Measurement(TrialStatus.CRASHED, message=f"the device's worker was {error}")
 
     def add(self, tasks: Sequence[Task]) -> None:
         """More tasks that there may be candidates of."""

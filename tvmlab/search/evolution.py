@@ -93,7 +93,7 @@ class Evolution:
         """Random candidates, taking the sketches in turn; fewer when new ones no longer turn up."""
         found: list[Candidate] = []
         misses = 0
-        while len(found) < count and misses < 2 * len(self._space) + 4:
+        while len(self._space) and len(found) < count and misses < 2 * len(self._space) + 4:
             candidate = self._space.sample(self._next_sketch, self._rng)
             self._next_sketch = (self._next_sketch + 1) % len(self._space)
             if candidate is not None and self._is_new(candidate):
