@@ -54,9 +54,14 @@ class LayoutPlan:
         self._model, self._target = model, target
         self._graph = read(model.module)
         blocks = step.blocks or (lanes_of(target),)
-        self.choices = {site.name: _choices(site, blocks, step.algorithms, target) for site in self._graph.sites}
+        # Beside a convolution that must stay in NCHW, one that can do so as fast saves the transforms between them.
+        beside = tuple(dict.fromkeys((*blocks, 0))) if _stuck(self._graph.sites, blocks) else blocks
+        self.choices = {
+            site.name: _choices(site, beside if site.planar else blocks, step.algorithms, target)
+            for site in self._graph.sites
+        }
         self._tried = {site: [p for p, why in found.items() if why is None] for site, found in self.choices.items()}
-        packed = [Packed(model, target, assignment) for assignment in _rounds(self._tried, blocks)]
+        packed = [Packed(model, target, assignment) for assignment in _rounds(self._tried, beside)]
         self._keys = _keys(packed)
         self._first = packed[0]
         self.variants = self._labelled(packed)
@@ -71,7 +76,7 @@ class LayoutPlan:
     @property
     def provisional(self) -> dict[str, Any]:
         """What assignment.json says as long as nothing was chosen."""
-        return self._record(self._first, lambda key: None, finished=False)
+        return self._record(self._first, lambda key: None, {}, finished=False)
 
     def decide(self, latency: Latency) -> tuple[dict[str, Any], Packed]:
         """The cheapest assignment for assignment.json, and the model packed by it.
@@ -81,6 +86,11 @@ class LayoutPlan:
         costs = Costs(self._graph, self._site_costs(latency), lambda copy: self._copy_cost(copy, latency))
         uniform = {name: (found, costs.of(found)) for name, found in self._uniform(latency).items()}
         best, least = costs.cheapest([found for found, _ in uniform.values()])
+        instead = {
+            (site, packing): costs.of(best | {site: packing})
+            for site, known in self._site_costs(latency).items()
+            for packing in known
+        }
         packed = Packed(self._model, self._target, {site: packing for site, packing in best.items() if packing.block})
         compared = {name: cost for name, (_, cost) in uniform.items() if cost is not None}
         paid = [
@@ -95,7 +105,7 @@ class LayoutPlan:
             if cost
         ]
         summary = {"transforms": paid, "cost_s": least, "uniform": compared}
-        return self._record(packed, latency, finished=True) | summary, packed
+        return self._record(packed, latency, instead, finished=True) | summary, packed
 
     def _labelled(self, packed: Sequence[Packed]) -> list[Task]:
         """The tasks to measure; their names say which packing they are, because each lowering counts from zero."""
@@ -156,7 +166,13 @@ class LayoutPlan:
     def _is_dense(self, site: str) -> bool:
         return site.startswith("dense")
 
-    def _record(self, packed: Packed, latency: Latency, finished: bool) -> dict[str, Any]:
+    def _record(
+        self,
+        packed: Packed,
+        latency: Latency,
+        instead: Mapping[tuple[str, Packing], float | None],
+        finished: bool,
+    ) -> dict[str, Any]:
         alternatives = {
             site: [
                 {
@@ -164,6 +180,7 @@ class LayoutPlan:
                     "why_not": why or "",
                     "task_key": self._keys.get((site, packing), ""),
                     "cost_s": latency(key) if (key := self._keys.get((site, packing))) else None,
+                    "instead_s": instead.get((site, packing)),  # of the model, if this site alone had this packing
                 }
                 for packing, why in found.items()
             ]
@@ -187,6 +204,12 @@ def record(
         for site in sites
     ]
     return {"finished": finished, "sites": rows}
+
+
+def _stuck(sites: Iterable[Site], blocks: Sequence[int]) -> bool:
+    """Whether some convolution can have none of the blocks."""
+    found = [options(site, blocks) for site in sites if site.kind != "dense"]
+    return any(all(why for packing, why in choices.items() if packing.block) for choices in found)
 
 
 def _choices(site: Site, blocks: Sequence[int], algorithms: Sequence[str], target: Target) -> dict[Packing, str | None]:

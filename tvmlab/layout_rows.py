@@ -10,7 +10,9 @@ from tvmlab.records import RunFolder
 
 __all__ = ["LAYOUT_COLUMNS", "TRANSFORM_COLUMNS", "site_rows", "summary_of", "transform_rows"]
 
-LAYOUT_COLUMNS = ("run", "site", "about", "packing", "chosen", "best_us", "decided_us", "why_not", "task_key")
+LAYOUT_COLUMNS = (
+    "run", "site", "about", "packing", "chosen", "best_us", "decided_us", "instead_us", "why_not", "task_key",
+)  # fmt: skip
 TRANSFORM_COLUMNS = ("run", "tensor", "shape", "source", "target", "cost_us")
 
 
@@ -30,6 +32,7 @@ def site_rows(folder: RunFolder, best_us: Mapping[str, float]) -> Iterator[dict[
                 "chosen": chosen,
                 "best_us": best_us.get(key, nan),
                 "decided_us": _us(row["cost_s"]),
+                "instead_us": _us(row.get("instead_s")),
                 "why_not": row["why_not"],
                 "task_key": key,
             }

@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 import pandas as pd
 
-from tvmlab.compat import load_meta_schedule, structural_key, to_plain
+from tvmlab.compat import idle_passes, load_meta_schedule, structural_key, to_plain
 from tvmlab.core import Assignment, InputError, RunError, TaskInfo
 from tvmlab.fold import fold
 from tvmlab.layouts import pack_sites
-from tvmlab.models import Model, load_model
+from tvmlab.models import Model
 from tvmlab.targets import Target
-from tvmlab.targets import target as named_target
 
-__all__ = ["Task", "arguments", "compile_model", "extract", "lower", "tasks"]
+__all__ = ["Task", "arguments", "compile_model", "extract", "lower", "table"]
 
 
 @dataclass(frozen=True)
@@ -35,18 +34,9 @@ class Task:
         return self.info.key
 
 
-def tasks(model: str | Model, target: str | Target = "auto") -> pd.DataFrame:
-    """The tasks of a model as a frame, the largest share first.
-
-    Columns: kernel_class, shapes (inputs -> outputs), weight (how often it occurs), flops and bytes (of one
-    occurrence), intensity (FLOP/byte), roofline_us (the shortest time the device's measured limits allow; NaN for
-    a target without its device), share (of the model's roofline-limited latency, or of its FLOPs), tunable.
-
-    Raises InputError for an unknown model or target, or an operator that TVM cannot import.
-    """
-    model = load_model(model) if isinstance(model, str) else model
-    target = named_target(target) if isinstance(target, str) else target
-    infos = [task.info for task in extract(model, target)]
+def table(found: Sequence[Task], target: Target) -> pd.DataFrame:
+    """Tasks as `tvmlab.tasks` shows them."""
+    infos = [task.info for task in found]
     limit = target.roofline
     frame = pd.DataFrame(
         {
@@ -181,7 +171,7 @@ def compile_model(lowered: Any, target: Target, database: Any = None) -> Any:
     from tvm.relax import transform
 
     load_meta_schedule(target.kind)
-    with target.to_tvm(), tvm.transform.PassContext(opt_level=3):
+    with target.to_tvm(), tvm.transform.PassContext(opt_level=3, disabled_pass=idle_passes(target.kind)):
         if database is not None:
             with database:
                 lowered = transform.MetaScheduleApplyDatabase()(lowered)
