@@ -42,13 +42,13 @@ def conv_model(folder: Path) -> str:
         helper.make_node("Relu", ["c"], ["y"]),
     ]
     weights = {"w": weight, "b": np.zeros(64, np.float32)}
-    return _save(folder / "conv.onnx", nodes, (1, 64, 56, 56), (1, 64, 56, 56), weights)
+    return save_model(folder / "conv.onnx", nodes, (1, 64, 56, 56), (1, 64, 56, 56), weights)
 
 
 def matmul_model(folder: Path) -> str:
     """A 512x512x512 matrix product as an .onnx file."""
     weight = np.random.default_rng(0).standard_normal((512, 512), dtype=np.float32) * 0.04
-    return _save(
+    return save_model(
         folder / "matmul.onnx",
         [helper.make_node("MatMul", ["x", "w"], ["y"])],
         (512, 512),
@@ -57,7 +57,8 @@ def matmul_model(folder: Path) -> str:
     )
 
 
-def _save(path: Path, nodes: list, shape_in: tuple, shape_out: tuple, weights: dict) -> str:
+def save_model(path: Path, nodes: list, shape_in: tuple, shape_out: tuple, weights: dict) -> str:
+    """Write a graph of one input x and one output y as an .onnx file; returns its path."""
     graph = helper.make_graph(
         nodes,
         path.stem,

@@ -189,3 +189,38 @@ def tiny_run(tiny_experiment: Callable[..., Experiment], tmp_path_factory: pytes
     from tvmlab.run import tune
 
     return tune(tiny_experiment(), tmp_path_factory.mktemp("runs")).wait()
+
+
+@pytest.fixture
+def make_folder(tiny_onnx: str, tmp_path: Any) -> Callable[..., RunFolder]:
+    """A new run folder for the tiny model: `make_folder(max_trials=16, seed=1, ...)`."""
+
+    def make(*, seed: int = 0, time_limit_s: float | None = None, steps: Any = None, **ansor: Any) -> RunFolder:
+        ansor = {"population": 16, "generations": 1, "max_trials": 16, **ansor}
+        steps = steps or [Ansor(**ansor)]
+        experiment = Experiment(model=tiny_onnx, target="cpu", steps=steps, seed=seed, time_limit_s=time_limit_s)
+        return RunFolder.create(experiment, tmp_path)
+
+    return make
+
+
+@pytest.fixture
+def run(tiny_tasks: dict[str, Any], cpu: Any) -> Callable[..., list[Trial]]:
+    """`run(folder, measurer)` does one session and returns the folder's trials (the defaults left out)."""
+    from fake_measurer import FakeMeasurer
+
+    from tvmlab.loop import run_steps
+    from tvmlab.session import Session
+
+    def go(folder: RunFolder, measurer: Any = None, *, stop: Any = None, target: Any = cpu) -> list[Trial]:
+        measurer = measurer or FakeMeasurer()
+        session = Session(folder, list(tiny_tasks.values()), target, measurer)
+        session.stop = stop or session.stop
+        try:
+            run_steps(session)
+            folder.write_state(session.state("stopped" if session.stop.is_set() else "done"))
+        finally:
+            session.close()
+        return [trial for trial in folder.trials() if trial.trial > 0]
+
+    return go

@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 
 from tvmlab.core import Roofline, TaskInfo
-from tvmlab.search.allocate import Allocator, fit_batch_size, fit_template_batches
+from tvmlab.search.allocate import Allocator, fit_batch_size, fit_descent_batches, fit_template_batches
 
 ROOFLINE = Roofline(peak_gflops=100.0, bandwidth_gbs=100.0)
 
@@ -107,6 +107,20 @@ def test_a_finished_task_is_not_named_again():
     assert allocator.next_task() == "b"
     allocator.finish("b")
     assert allocator.next_task() is None
+
+
+def test_a_task_that_waits_is_passed_over_for_now():
+    allocator = make([task("a"), task("b")], {"a": 1.0, "b": 0.1})
+    assert allocator.next_task({"a"}) == "b"
+    assert allocator.next_task({"a", "b"}) is None
+    assert allocator.next_task() == "a"
+
+
+@pytest.mark.parametrize(("total", "tasks"), [(1, 1), (100, 20), (2000, 20), (10**6, 3)])
+def test_a_descents_batches_are_4_to_16(total, tasks):
+    first, later = fit_descent_batches(total, tasks)
+    assert first == later and 4 <= first <= 16
+    assert fit_descent_batches(10 * total, tasks) >= (first, later)
 
 
 def test_trials_under_way_count_as_spent():

@@ -5,55 +5,15 @@ from collections import Counter
 from dataclasses import replace
 
 import pytest
-from fake_measurer import DEFAULT_S, FakeMeasurer
-from tvm.s_tir import Schedule
+from fake_measurer import DEFAULT_S, FakeMeasurer, keys, stop_after
 
-from tvmlab import strategies
 from tvmlab.compat import load_meta_schedule
 from tvmlab.core import InputError, RecordError, TrialStatus
-from tvmlab.experiment import Ansor, AutoTVM, Experiment
-from tvmlab.loop import run_steps
+from tvmlab.experiment import Ansor
 from tvmlab.measure.replay import ReplayMeasurer
-from tvmlab.records import RunFolder
 from tvmlab.search_process import search
-from tvmlab.session import Session, estimate_s
+from tvmlab.session import estimate_s
 from tvmlab.strategies import warm_records
-from tvmlab.testing import RecordedSpace
-
-
-@pytest.fixture
-def make_folder(tiny_onnx, tmp_path):
-    """A new run folder for the tiny model: `make_folder(max_trials=16, seed=1, ...)`."""
-
-    def make(*, seed=0, time_limit_s=None, steps=None, **ansor):
-        ansor = {"population": 16, "generations": 1, "max_trials": 16, **ansor}
-        steps = steps or [Ansor(**ansor)]
-        experiment = Experiment(model=tiny_onnx, target="cpu", steps=steps, seed=seed, time_limit_s=time_limit_s)
-        return RunFolder.create(experiment, tmp_path)
-
-    return make
-
-
-@pytest.fixture
-def run(tiny_tasks, cpu):
-    """`run(folder, measurer)` does one session and returns the folder's trials (the defaults left out)."""
-
-    def go(folder, measurer=None, *, stop=None, target=cpu):
-        measurer = measurer or FakeMeasurer()
-        session = Session(folder, list(tiny_tasks.values()), target, measurer)
-        session.stop = stop or session.stop
-        try:
-            run_steps(session)
-            folder.write_state(session.state("stopped" if session.stop.is_set() else "done"))
-        finally:
-            session.close()
-        return [trial for trial in folder.trials() if trial.trial > 0]
-
-    return go
-
-
-def keys(trials):
-    return [(trial.task_key, trial.key) for trial in trials]
 
 
 def test_the_budget_is_spent_to_the_last_trial(make_folder, run):
@@ -156,12 +116,6 @@ def test_estimates(make_folder, run, tiny_tasks):
     assert folder.state.untuned_s == pytest.approx(2 * DEFAULT_S)
     assert folder.state.trials == len(trials) == folder.state.total_trials
     assert estimate_s(infos, {infos[0].key: 1.0}) is None
-
-
-def stop_after(count):
-    """A stop event, and a measurer that sets it after so many trials."""
-    stop = threading.Event()
-    return stop, FakeMeasurer(on_measure=lambda number: stop.set() if number == count else None)
 
 
 @pytest.mark.parametrize("count", [1, 5, 17])
@@ -276,6 +230,34 @@ def test_two_steps_add_up(make_folder, run):
     trials = run(folder)
     assert Counter(trial.step for trial in trials) == {0: 8, 1: 6}
     assert folder.state.total_trials == 14
+    assert folder.state.steps_done == 2
+
+
+def test_a_resumed_run_passes_over_the_steps_that_are_done(make_folder, run):
+    """The first step ended early. Its budget is not spent afterwards, though with other answers it would go on."""
+    small = {"population": 16, "generations": 1}
+    steps = [Ansor(max_trials=400, early_stopping_threshold=2, **small), Ansor(max_trials=12, **small)]
+    folder = make_folder(steps=steps)
+    stop = threading.Event()
+
+    class StopsInTheSecond(FakeMeasurer):
+        def measure(self, candidates):
+            for measured in super().measure(candidates):
+                yield measured
+                if folder_steps(folder) == {0, 1}:
+                    stop.set()
+
+    before = run(folder, StopsInTheSecond(), stop=stop)
+    first = [trial for trial in before if trial.step == 0]
+    assert folder.state.steps_done == 1 and len(first) < 400 and len(before) < len(first) + 12
+    after = run(folder)
+    assert [trial for trial in after if trial.step == 0] == first
+    assert len(after) == len(first) + 12 == folder.state.total_trials
+    assert folder.state.steps_done == 2
+
+
+def folder_steps(folder):
+    return {trial.step for trial in folder.trials() if trial.trial > 0}
 
 
 def test_search_writes_the_folder_and_closes_the_measurer(make_folder):
@@ -310,97 +292,3 @@ def test_search_refuses_to_continue_another_machines_run(make_folder):
     with pytest.raises(InputError, match="made on Another CPU"):
         search(folder, threading.Event(), lambda tasks, target, where: FakeMeasurer())
     assert folder.environment == other
-
-
-# The AutoTVM step
-
-
-class TemplateLike(RecordedSpace):
-    """Stands for the template space of a real task: 48 points, whose programs are the unscheduled one."""
-
-    def __init__(self, task, starts=(40, 7)):
-        super().__init__({"a": range(6), "b": range(8)}, lambda index: 1e-3, starts, task.key)
-        self.module = task.module
-
-    def realize(self, index):
-        return replace(super().realize(index), payload=Schedule(self.module))
-
-
-@pytest.fixture
-def templates(monkeypatch, tiny_tasks):
-    """A template for the convolution alone; `templates(...)` gives the spaces that were made."""
-    made = []
-
-    def template_space(task, target):
-        if task.info.kernel_class != "conv2d+relu":
-            return None
-        made.append(TemplateLike(task))
-        return made[-1]
-
-    monkeypatch.setattr(strategies, "template_space", template_space)
-    return made
-
-
-def autotvm(make_folder, **options):
-    return make_folder(steps=[AutoTVM(**{"kernel_trials": 20, **options})])
-
-
-def by_task(trials, tiny_tasks):
-    return [[t for t in trials if t.task_key == tiny_tasks[name].key] for name in ("conv2d+relu", "matmul+add")]
-
-
-def test_autotvm_tunes_templates_and_falls_back_on_sketches(make_folder, run, templates, tiny_tasks):
-    trials = run(autotvm(make_folder, tuner="genetic"))
-    conv, gemm = by_task(trials, tiny_tasks)
-    assert {trial.strategy for trial in conv} == {"genetic"} and {trial.strategy for trial in gemm} == {"evolution"}
-    assert [trial.decisions for trial in conv[:2]] == [[40], [7]]
-    assert all(trial.sketch == 0 for trial in conv)
-    assert (len(conv), len(gemm)) == (20, 20)  # kernel_trials of each
-    assert len(set(keys(trials))) == 40
-
-
-@pytest.mark.parametrize("tuner", AutoTVM.model_fields["tuner"].annotation.__args__)
-def test_every_tuner_exhausts_a_small_template(make_folder, run, templates, tiny_tasks, tuner):
-    folder = autotvm(make_folder, tuner=tuner, kernel_trials=60, max_trials=80)
-    conv, _ = by_task(run(folder, FakeMeasurer({tiny_tasks["conv2d+relu"].key: 1.0})), tiny_tasks)
-    assert sorted(trial.decisions[0] for trial in conv) == list(range(48))
-    assert {trial.strategy for trial in conv} == {tuner}
-
-
-@pytest.mark.parametrize("count", [1, 9, 25])
-def test_autotvm_stops_and_resumes(make_folder, run, templates, tiny_tasks, count):
-    folder = autotvm(make_folder, tuner="xgb", kernel_trials=18)
-    stop, measurer = stop_after(count)
-    before = run(folder, measurer, stop=stop)
-    after = run(folder)
-    assert after[: len(before)] == before
-    assert len(set(keys(after))) == len(after) == 36
-    assert [len(trials) for trials in by_task(after, tiny_tasks)] == [18, 18]
-
-
-def test_a_second_step_learns_what_the_tuner_of_the_first_measured(make_folder, run, templates, tiny_tasks):
-    steps = [AutoTVM(kernel_trials=20, tuner="random"), AutoTVM(kernel_trials=40, tuner="xgb")]
-    conv, _ = by_task(run(make_folder(steps=steps)), tiny_tasks)
-    assert Counter(trial.strategy for trial in conv) == {"random": 20, "xgb": 28}
-    assert sorted(trial.decisions[0] for trial in conv) == list(range(48))
-
-
-def test_autotvm_then_ansor(make_folder, run, templates, tiny_tasks):
-    """The sketch search starts from the database, and the template's schedules are in it."""
-    steps = [AutoTVM(kernel_trials=12), Ansor(max_trials=12, population=16, generations=1)]
-    trials = run(make_folder(steps=steps))
-    assert Counter(trial.step for trial in trials) == {0: 24, 1: 12}
-    assert {trial.strategy for trial in trials if trial.step == 1} == {"evolution"}
-
-
-def test_autotvm_warm_start_measures_the_best_of_the_other_run_first(make_folder, run, templates, tiny_tasks, cpu):
-    source = autotvm(make_folder, tuner="random", kernel_trials=30)
-    source.write_json("environment.json", {"target": cpu.as_record()})
-    best = min(by_task(run(source), tiny_tasks)[0], key=lambda trial: trial.latency_s)
-    warm = run(autotvm(make_folder, max_trials=20, warm_start=[source.id]))
-    assert by_task(warm, tiny_tasks)[0][0].key == best.key
-
-
-def test_the_same_autotvm_experiment_gives_the_same_run(make_folder, run, templates):
-    first, second = (run(autotvm(make_folder)) for _ in range(2))
-    assert keys(first) == keys(second)

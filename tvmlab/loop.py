@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from tvmlab.core import Candidate, Measurement, Strategy, Trial
-from tvmlab.experiment import LayoutTuning
+from tvmlab.experiment import LayoutTuning, TransferTuning
 from tvmlab.layout_plan import LayoutPlan
 from tvmlab.layout_step import adopt
-from tvmlab.search.allocate import Allocator, fit_batch_size, fit_template_batches
+from tvmlab.measure.refine import refine
+from tvmlab.search.allocate import Allocator, fit_batch_size, fit_descent_batches, fit_template_batches
 from tvmlab.session import Session
 from tvmlab.strategies import Strategies
 from tvmlab.tasks import Task
@@ -26,30 +27,41 @@ __all__ = ["run_steps"]
 
 # For each kind of step: the trials a second of which to expect no more, when only the time is limited
 # (docs/benchmarks.md), and what fits the batches to the trials.
-_BATCHES = {"ansor": (3, fit_batch_size), "autotvm": (5, fit_template_batches)}
+_BATCHES = {
+    "ansor": (3, fit_batch_size),
+    "autotvm": (5, fit_template_batches),
+    "droplet": (2, fit_descent_batches),
+    "transfertuning": (3, fit_descent_batches),
+}
 
 
 def run_steps(session: Session) -> None:
-    """Measure the default schedules, then run the experiment's steps in order."""
-    for number, step in enumerate(session.experiment.stages):
+    """Measure the default schedules, then run the experiment's steps in order, those that are done left out."""
+    stages = session.experiment.stages
+    for number, step in enumerate(stages[session.steps_done :], session.steps_done):
         if isinstance(step, LayoutTuning):
             if session.plan is not None:
                 _tune_layout(session, number, step, session.plan)
-            continue
-        defaults = session.measure_defaults()
+        else:
+            session.measure_defaults()
+            if not session.is_over:
+                session.phase = f"step {number + 1}: {step.kind}"
+                _search(session, number, step)
+            if isinstance(step, TransferTuning) and step.refine and not session.is_over:
+                session.phase = f"step {number + 1}: refining in the whole model"
+                refine(session.folder, session.target, step.refine, lambda: session.is_over)
         if session.is_over:
             return
-        session.phase = f"step {number + 1}: {step.kind}"
-        _search(session, number, step, defaults)
+        session.steps_done = number + 1
 
 
 def _tune_layout(session: Session, number: int, step: LayoutTuning, plan: LayoutPlan) -> None:
     """Measure what can be chosen, and choose; a stop leaves that to the next session."""
-    defaults = session.measure_defaults(session.tasks)
+    session.measure_defaults(session.tasks)
     session.phase = f"step {number + 1}: {step.kind}"
     for tasks, most in ((plan.variants, step.trials_per_variant), (plan.copies, step.transform_trials)):
         if tasks and not session.is_over:
-            _search(session, number, step, defaults, tasks, most)
+            _search(session, number, step, tasks, most)
     if not session.stop.is_set():
         session.phase = "choosing the layouts"
         adopt(session, plan)
@@ -60,7 +72,6 @@ def _search(
     session: Session,
     number: int,
     step: Any,
-    defaults: dict[str, float | None],
     only: Sequence[Task] | None = None,
     most: int | None = None,
 ) -> None:
@@ -73,10 +84,10 @@ def _search(
     earlier = {key: trials for key, trials in session.trials_of(number).items() if key in keys}
     total = step.total_trials(len(tasks)) if most is None else most * len(tasks)
     left = total - sum(map(len, earlier.values()))
-    sizes = (step.batch_size, step.batch_size) if step.batch_size else _fit_batches(session, step.kind, total)
+    sizes = _batch_sizes(session, step, total, len(tasks))
     allocator = Allocator(
         [task.info for task in tasks],
-        defaults,
+        session.known_latencies_s(keys),
         session.target.roofline,
         step.early_stopping_threshold,
         step.task_trials if most is None else most,
@@ -87,7 +98,8 @@ def _search(
     under_way: _Batch | None = None
     while True:
         started = time.perf_counter()
-        following = None if session.is_over else _next_batch(allocator, strategies, sizes, left)
+        busy = under_way.key if under_way else None
+        following = None if session.is_over else _next_batch(session, allocator, strategies, sizes, left, busy)
         session.search_s += time.perf_counter() - started
         trials = _measure_batch(session, allocator, number, under_way) if under_way else []
         finished, under_way = under_way, None
@@ -99,16 +111,19 @@ def _search(
             started = time.perf_counter()
             finished.strategy.tell(finished.candidates[: len(trials)], trials)
             session.search_s += time.perf_counter() - started
-        if under_way is None:
-            return
+        if finished is None and under_way is None:  # what was told last may have been what a strategy waited for
+            break
+    session.fell_short |= left > 0
 
 
-def _fit_batches(session: Session, kind: str, total: int) -> tuple[int, int]:
-    """Batch sizes for the trials that the step's budget and the run's time allow."""
+def _batch_sizes(session: Session, step: Any, total: int, tasks: int) -> tuple[int, int]:
+    """The first batch of a task and a later one: as asked, or to fit the trials that budget and time allow."""
+    if step.batch_size:
+        return step.batch_size, step.batch_size
     limit_s = session.experiment.time_limit_s
-    trials_per_s, fit = _BATCHES[kind]
+    trials_per_s, fit = _BATCHES[step.kind]
     expected = total if limit_s is None else min(total, int(limit_s * trials_per_s))
-    return fit(expected, len(session.tasks))
+    return fit(expected, tasks)
 
 
 @dataclass(frozen=True)
@@ -122,17 +137,31 @@ class _Batch:
 
 
 def _next_batch(
-    allocator: Allocator, strategies: Strategies, sizes: tuple[int, int], left: int
+    session: Session,
+    allocator: Allocator,
+    strategies: Strategies,
+    sizes: tuple[int, int],
+    left: int,
+    busy: str | None,
 ) -> tuple[str, list[Candidate]] | None:
-    """The task to work on next and its candidates; None when the budget or every space is used up."""
+    """The task to work on next and its candidates; None when the budget is used up, or no strategy has any now.
+
+    A strategy with nothing to give is done with its task, unless that has a batch under way (`busy`): it may go on
+    when it has been told.
+    """
     first, later = sizes
-    while left > 0 and (key := allocator.next_task()) is not None:
+    waiting: set[str] = set()
+    while left > 0 and (key := allocator.next_task(waiting)) is not None:
         size = first if allocator.is_fresh(key) else later
         candidates = strategies[key].ask(int(min(size, left, allocator.room(key))))
         if candidates:
             allocator.begin(key, len(candidates))
             return key, candidates
-        allocator.finish(key)
+        if key == busy:
+            waiting.add(key)
+        else:
+            allocator.finish(key)
+            session.ended(key, strategies[key])
     return None
 
 

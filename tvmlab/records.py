@@ -4,6 +4,8 @@
      environment.json   machine, versions, git state, the target and its roofline
      tasks.json         the model's tasks (TaskInfo); of weight 0 what a layout step only tried
      assignment.json    the packing of each convolution, and what else it could have had; none where all is NCHW
+     transfer.json      where transferred schedules came from and what became of them (tvmlab.transfer_step)
+     refine.json        schedules that lost in the whole model (tvmlab.measure.refine)
      trials.jsonl       one Trial a line, appended and flushed
      state.json         status, heartbeat, pid
      lock               held by the search process for as long as it lives
@@ -46,7 +48,7 @@ class State:
     """state.json: what the search process last said of itself. Times are Unix seconds, durations and estimates seconds.
 
     `elapsed_s` is the tuning time over all sessions; `phases` splits it (search_s, build_wait_s, run_s); `phase` says
-    what goes on now.
+    what goes on now; `steps_done` counts the experiment's stages that are finished, which a resumed run passes over.
     """
 
     status: str = "running"
@@ -56,6 +58,7 @@ class State:
     elapsed_s: float = 0.0
     trials: int = 0
     total_trials: int = 0
+    steps_done: int = 0
     estimate_s: float | None = None
     untuned_s: float | None = None
     phase: str = ""

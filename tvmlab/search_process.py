@@ -22,12 +22,14 @@ from tvmlab.layout_plan import LayoutPlan
 from tvmlab.layout_step import arrange
 from tvmlab.loop import run_steps
 from tvmlab.measure.local import LocalMeasurer
+from tvmlab.measure.refine import set_slow_aside
 from tvmlab.models import load_model
 from tvmlab.records import RunFolder
 from tvmlab.session import Session
 from tvmlab.targets import Target
 from tvmlab.targets import target as named_target
 from tvmlab.tasks import Task, require_tunable
+from tvmlab.transfer_step import said_of
 
 __all__ = ["main", "prepare", "search"]
 
@@ -69,6 +71,8 @@ def search(
     try:
         pulse.start()
         run_steps(session)
+        if target.kind == "cuda":
+            set_slow_aside(folder, target)
     finally:
         pulse.finish()
         measurer.close()
@@ -115,13 +119,17 @@ def _local_measurer(tasks: list[Task], target: Target, folder: RunFolder) -> Mea
 
 
 def _outcome(session: Session) -> tuple[str, str]:
-    if session.stop.is_set() and (session.plan is not None or session.trials < session.total_trials):
-        return "stopped", "stopped on request; tvmlab resume continues to the total that was asked"
-    if session.is_over:
+    spent = session.plan is None and session.trials >= session.total_trials
+    if session.steps_done < len(session.experiment.stages) and not spent:
+        if session.stop.is_set():
+            return "stopped", "stopped on request; tvmlab resume continues to the total that was asked"
         return "done", "the time limit was reached"
-    if session.trials < session.total_trials:
-        return "done", "every task stopped early or has no more candidates"
-    return "done", ""
+    parts = ["every task stopped early or has no more candidates"] if session.fell_short else []
+    if minima := len(session.local_minima):
+        parts.append(f"the descent of {minima} of {len(session.tasks)} tasks ended at a local minimum")
+    if kept := session.kept_default:
+        parts.append(f"nothing could be tried for {', '.join(sorted(kept))}, which keep the default schedule")
+    return "done", "; ".join([*parts, *filter(None, [said_of(session.folder)])])
 
 
 def _write(folder: RunFolder, session: Session, status: str, message: str = "") -> None:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from tvmlab.compat import DATABASE_FILES, load_meta_schedule
-from tvmlab.core import Candidate, Measurement, Measurer, TaskInfo, Trial
+from tvmlab.core import Candidate, Measurement, Measurer, Strategy, TaskInfo, Trial
 from tvmlab.experiment import LayoutTuning
 from tvmlab.layout_plan import LayoutPlan
 from tvmlab.records import RunFolder, State, TrialWriter, cut_torn_line
@@ -22,7 +22,9 @@ __all__ = ["Session", "estimate_s", "open_database"]
 class Session:
     """One session of a run: from start or resume until it is done or stopped. Writes the folder.
 
-    `tasks` are those worked on now; `plan` is that of a layout step which is not done yet.
+    `tasks` are those worked on now; `plan` is that of a layout step which is not done yet; `steps_done` counts the
+    stages that are finished; `fell_short` says that one of them ended before its budget; `local_minima` are the keys of
+    the tasks whose descent ended at one.
     """
 
     def __init__(
@@ -51,6 +53,10 @@ class Session:
             self._remember(trial)
         self._writer = TrialWriter(folder)
         earlier = folder.state
+        self.steps_done = earlier.steps_done
+        self.local_minima: set[str] = set()
+        self._without_trials: set[str] = set()
+        self.fell_short = False
         self._earlier_s = earlier.elapsed_s
         self._earlier_phases = earlier.phases
         self._started = time.monotonic()
@@ -73,16 +79,16 @@ class Session:
 
     @property
     def total_trials(self) -> int:
-        """The trials of all steps, as far as it is known now how many tasks each has."""
+        """The trials that all steps take, as far as it is known now how many tasks each has."""
         tunable, plan = sum(task.info.weight > 0 for task in self.tasks.values()), self.plan
         total = 0
         for number, step in enumerate(self.experiment.stages):
-            if not isinstance(step, LayoutTuning):
+            if number < self.steps_done or (isinstance(step, LayoutTuning) and plan is None):
+                total += sum(map(len, self.trials_of(number).values()))
+            elif not isinstance(step, LayoutTuning):
                 total += step.total_trials(tunable)
             elif plan is not None:
                 total += step.total_trials(len(plan.variants)) + step.transform_trials * len(plan.copies)
-            else:
-                total += sum(map(len, self.trials_of(number).values()))
         return total
 
     def take(self, tasks: Sequence[Task]) -> None:
@@ -90,6 +96,30 @@ class Session:
         self.measurer.add(tasks)
         self.tasks = {task.key: task for task in tasks if task.info.tunable}
         self.plan = None
+
+    def known_latencies_s(self, keys: Iterable[str]) -> dict[str, float | None]:
+        """The best latency of each task so far, its unscheduled kernel's included; None where there is none."""
+        return {key: self._best_s.get(key) for key in keys}
+
+    def ended(self, key: str, strategy: Strategy) -> None:
+        """Note in the log how the search of a task ended, where its strategy can tell: `ending`, `local_minimum`.
+
+        One that ended without any trial is noted too: its space has nothing to measure.
+        """
+        ending = getattr(strategy, "ending", "")
+        if not any(trial.task_key == key and trial.trial for trial in self.history):
+            self._without_trials.add(key)
+            ending = ending or "nothing in its space can be made, it keeps its default schedule"
+        if ending:
+            print(f"{self.phase}, task {self.tasks[key].info.name}: {ending}", flush=True)
+        if getattr(strategy, "local_minimum", False):
+            self.local_minima.add(key)
+
+    @property
+    def kept_default(self) -> list[str]:
+        """The names of the tasks of the model that keep their default schedule because nothing could be tried."""
+        tried = {trial.task_key for trial in self.history if trial.trial}
+        return [self.tasks[key].info.name for key in self._without_trials - tried if key in self.tasks]
 
     def trial_latency(self, key: str) -> float | None:
         """Latency of a task's best trial in seconds, its unscheduled kernel not counted."""
@@ -108,6 +138,7 @@ class Session:
             elapsed_s=self.elapsed_s,
             trials=self.trials,
             total_trials=self.total_trials,
+            steps_done=self.steps_done,
             phase=self.phase,
             estimate_s=self.estimate_s(),
             untuned_s=self.estimate_s(untuned=True),

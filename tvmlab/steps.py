@@ -95,9 +95,10 @@ class AutoTVM(Options):
     kind: Literal["autotvm"] = "autotvm"
     kernel_trials: int = knob(2000, "Most trials of one task", unit="trials", ge=1, le=100_000)
     early_stopping_threshold: int = _early_stopping(500)
-    tuner: Literal["xgb", "genetic", "random", "grid"] = Field(
+    tuner: Literal["xgb", "genetic", "random", "grid", "droplet"] = Field(
         "xgb",
-        description="How the knobs are searched: simulated annealing on a learned model (xgb), genetic, random, grid",
+        description="How the knobs are searched: simulated annealing on a learned model (xgb), genetic, random, grid, "
+        "coordinate descent (droplet)",
     )
     max_trials: int | None = _max_trials()
     batch_size: int | None = _batch_size()
@@ -224,7 +225,9 @@ class TransferTuning(Options):
     """Try the schedules that other models' kernels of the same class ended with (Gibson & Cano, PACT 2022).
 
     A schedule is adapted to the shape at hand; the default schedule competes on the same terms. `source` names runs or
-    models; of a model the newest finished run on this target is taken.
+    models; of a model the newest finished run on this target is taken. After the schedules of its class, a kernel tries
+    those of kernels that begin with the same operator, and where there are none, any that fit. On a CPU, a run that has
+    no trials yet packs its model as its sources are packed.
 
     >>> TransferTuning("alexnet").source
     ('alexnet',)
@@ -235,8 +238,8 @@ class TransferTuning(Options):
     kind: Literal["transfertuning"] = "transfertuning"
     source: tuple[str, ...] = Field(
         ("auto",),
-        description="Runs (folders or ids) or models whose records are tried, together a pool; 'auto' takes the one "
-        "model that the paper's heuristic prefers",
+        description="Runs (folders or ids) or models whose records are tried, together a pool; 'auto' takes the run of "
+        "another model that the paper's heuristic prefers",
     )
     trials_per_kernel: int = knob(
         32, "Most transferred schedules tried for one task, those of the most similar kernels first", unit="trials",
@@ -244,7 +247,7 @@ class TransferTuning(Options):
     )  # fmt: skip
     refine: int = knob(
         0,
-        "Swaps of one kernel's schedule for its second best that are timed in the whole model afterwards",
+        "Kernels whose second-best schedule, if it is close, is tried in the whole model afterwards",
         unit="swaps",
         ge=0,
         le=1000,

@@ -7,11 +7,13 @@ from collections.abc import Iterable
 from typing import Any
 
 from tvmlab.compat import read_database
-from tvmlab.core import EnumeratedSpace, InputError, Strategy, Trial
-from tvmlab.experiment import Ansor, AutoTVM, LayoutTuning
+from tvmlab.core import Candidate, EnumeratedSpace, InputError, Strategy, Trial
+from tvmlab.experiment import Ansor, AutoTVM, Droplet, LayoutTuning, TransferTuning
 from tvmlab.records import RunFolder
 from tvmlab.search.annealing import Annealing
 from tvmlab.search.costmodel import CostModel
+from tvmlab.search.droplet import Droplet as Descent
+from tvmlab.search.droplet import DropletTuner, Numbered, Walkable
 from tvmlab.search.evolution import Evolution
 from tvmlab.search.genetic import Genetic
 from tvmlab.search.grid import Grid
@@ -21,12 +23,16 @@ from tvmlab.session import Session
 from tvmlab.spaces.sketch import SketchSpace
 from tvmlab.targets import Target
 from tvmlab.tasks import Task
+from tvmlab.transfer_step import Transfers
 
 __all__ = ["TUNERS", "Strategies", "template_space", "warm_records"]
 
 _RECORDS = 64  # earlier schedules of a task that a search starts from
+_STARTS = 8  # the fastest of them, of which a descent begins at the first that can be made again and has knobs
 
-TUNERS: dict[str, type[Tuner]] = {tuner.name: tuner for tuner in (Annealing, Genetic, RandomSearch, Grid)}
+_ALSO = ("droplet", "transfer")  # strategies whose trials may be of a template or of a sketch
+
+TUNERS: dict[str, type[Tuner]] = {tuner.name: tuner for tuner in (Annealing, Genetic, RandomSearch, Grid, DropletTuner)}
 
 
 class Strategies(dict[str, Strategy]):
@@ -35,42 +41,114 @@ class Strategies(dict[str, Strategy]):
     Raises InputError if a run in the step's `warm_start` was made for another target.
     """
 
-    def __init__(self, session: Session, number: int, step: Ansor | AutoTVM | LayoutTuning) -> None:
+    def __init__(
+        self, session: Session, number: int, step: Ansor | AutoTVM | LayoutTuning | Droplet | TransferTuning
+    ) -> None:
         super().__init__()
         self._session = session
         self._step = step
+        self._number = number
         self._own = session.trials_of(number)
         runs = [_foreign_run(session, run) for run in step.warm_start]
         self._databases = [session.database, *(read_database(run.path, session.target.kind) for run in runs)]
+        self._warm = [trial for run in runs for trial in run.trials()]
         self._known = _tuned(session.history)
-        self._earlier = _tuned(trial for run in runs for trial in run.trials())
+        self._earlier = _tuned(self._warm)
         self._cost_model = CostModel(session.experiment.seed)
+        self._transfers = Transfers(session, number, step) if isinstance(step, TransferTuning) else None
 
     def __missing__(self, key: str) -> Strategy:
         task, step = self._session.tasks[key], self._step
-        if isinstance(step, Ansor):
+        if self._transfers is not None:
+            self[key] = self._transfers.strategy(task)
+        elif isinstance(step, Ansor):
             self[key] = self._evolution(task, step)
+        elif isinstance(step, Droplet):
+            self[key] = self._descent(task, step)
         else:
+            assert isinstance(step, AutoTVM | LayoutTuning)
             space = template_space(task, self._session.target)
             self[key] = self._evolution(task, Ansor()) if space is None else self._tuner(space, step.tuner)
         return self[key]
 
     def _evolution(self, task: Task, options: Ansor) -> Strategy:
-        records = [record for database in self._databases for record in warm_records(database, task)]
         return Evolution(
-            SketchSpace(task.key, task.module, self._session.target.to_tvm()),
+            self._sketches(task),
             seed=self._session.experiment.seed,
             population=options.population,
             generations=options.generations,
             cost_model=self._cost_model,
-            known=[trial.key for trial in self._own.get(task.key, ())],
-            records=sorted(records, key=lambda record: record[1])[:_RECORDS],
+            known=[trial.key for trial in self._session.history if trial.task_key == task.key],
+            records=sorted(self._records(task), key=lambda record: record[1])[:_RECORDS],
         )
 
     def _tuner(self, space: EnumeratedSpace, name: str) -> Strategy:
-        """From the points that any tuner measured, in this step or another."""
-        known, earlier = (trials.get(space.task_key, ()) for trials in (self._known, self._earlier))
+        """From the points that were measured in this run, by any tuner or on the way down, or in another."""
+        known, earlier = (
+            [trial for trial in trials.get(space.task_key, ()) if trial.strategy not in _ALSO or _point(space, trial)]
+            for trials in (self._known, self._earlier)
+        )
         return TUNERS[name](space, seed=self._session.experiment.seed, known=known, earlier=earlier)
+
+    def _descent(self, task: Task, step: Droplet) -> Strategy:
+        space, start, latency_s = (self._best(task) if step.start == "best" else None) or self._first(task)
+        before = [trial for trial in self._before() if trial.task_key == task.key]
+        return Descent(
+            space,
+            start,
+            p_value=step.p_value,
+            seed=self._session.experiment.seed,
+            latency_s=latency_s,
+            known=self._own.get(task.key, ()),
+            earlier=[trial for trial in before if not isinstance(space, Numbered) or space.holds(trial.decisions)],
+        )
+
+    def _best(self, task: Task) -> tuple[Walkable, Candidate, float | None] | None:
+        """The fastest schedule known before this step, and its latency if it was measured in this run.
+
+        The default kernel is none: it has no knobs. Neither has a schedule whose template has changed since.
+        """
+        found = [(trial.latency_s, trial) for trial in self._before() if trial.task_key == task.key]
+        tuned = [(s, trial) for s, trial in found if s is not None and trial.key != task.key]
+        template, sketches = template_space(task, self._session.target), None
+        for latency_s, trial in sorted(tuned, key=lambda item: item[0])[:_STARTS]:
+            known_s = None if any(trial is other for other in self._warm) else latency_s
+            point = _point(template, trial) if template else None
+            if template and point:
+                return Numbered(template), point, known_s
+            sketches = sketches or self._sketches(task)
+            candidate = self._again(task, sketches, trial)
+            if candidate is not None and sketches.knobs(candidate):
+                return sketches, candidate, known_s
+        return None
+
+    def _before(self) -> list[Trial]:
+        """The trials of earlier steps and of the runs to start from, the unscheduled kernels left out."""
+        ours = [trial for trial in self._session.history if trial.step < self._number]
+        return [trial for trial in [*ours, *self._warm] if trial.trial > 0]
+
+    def _again(self, task: Task, sketches: SketchSpace, trial: Trial) -> Candidate | None:
+        """The candidate of a recorded trial, from its trace in a database: there it is one of about its latency."""
+        assert trial.latency_s is not None
+        nearest = sorted(self._records(task), key=lambda record: abs(record[1] - (trial.latency_s or 0.0)))
+        made = (sketches.replay(trace) for trace, _ in nearest[:_STARTS])
+        return next((candidate for candidate in made if candidate and candidate.key == trial.key), None)
+
+    def _first(self, task: Task) -> tuple[Walkable, Candidate | None, None]:
+        """The first valid point of the task's template, else of its sketches; None where there is none."""
+        template = template_space(task, self._session.target)
+        if template is not None:
+            found = next((made for index in template.starts() if (made := template.realize(index))), None)
+            if found is not None:
+                return Numbered(template), found, None
+        sketches = self._sketches(task)
+        return sketches, sketches.plainest(), None
+
+    def _sketches(self, task: Task) -> SketchSpace:
+        return SketchSpace(task.key, task.module, self._session.target.to_tvm())
+
+    def _records(self, task: Task) -> list[tuple[Any, float]]:
+        return [record for database in self._databases for record in warm_records(database, task)]
 
 
 def template_space(task: Task, target: Target) -> EnumeratedSpace | None:
@@ -95,12 +173,19 @@ def warm_records(database: Any, task: Task) -> list[tuple[Any, float]]:
 
 
 def _tuned(trials: Iterable[Trial]) -> dict[str, list[Trial]]:
-    """The trials that measured a point of a template space, by task."""
+    """The trials that may have measured a point of a template space, by task."""
     found: dict[str, list[Trial]] = defaultdict(list)
     for trial in trials:
-        if trial.strategy in TUNERS:
+        if trial.strategy in TUNERS or trial.strategy in _ALSO:
             found[trial.task_key].append(trial)
     return found
+
+
+def _point(space: EnumeratedSpace, trial: Trial) -> Candidate | None:
+    """The candidate of a trial that measured a point of this template; a sketch's only decision may look like one."""
+    index = trial.decisions[0] if len(trial.decisions) == 1 else None
+    made = space.realize(index) if isinstance(index, int) and 0 <= index < len(space) else None
+    return made if made is not None and made.key == trial.key else None
 
 
 def _foreign_run(session: Session, run: str) -> RunFolder:

@@ -9,12 +9,12 @@ and no task is expected to beat the roofline.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from tvmlab.core import Roofline, TaskInfo
 
-__all__ = ["Allocator", "fit_batch_size", "fit_template_batches"]
+__all__ = ["Allocator", "fit_batch_size", "fit_descent_batches", "fit_template_batches"]
 
 _ALPHA = 0.2  # weight of the past slope against the expected one (Ansor appendix A)
 _BETA = 2.0  # a task may become this much faster than the best of its class, per FLOP (Ansor appendix A)
@@ -46,10 +46,20 @@ def fit_template_batches(total_trials: int, tasks: int) -> tuple[int, int]:
     return max(8, min(16, share // 4)), max(8, min(32, share // 8 // 8 * 8))
 
 
+def fit_descent_batches(total_trials: int, tasks: int) -> tuple[int, int]:
+    """The same for a descent, which may move after each batch: an eighth of an even share, 4 to 16 neighbours.
+
+    >>> fit_descent_batches(256, 13), fit_descent_batches(2000, 20)
+    ((4, 4), (12, 12))
+    """
+    size = max(4, min(16, total_trials // max(tasks, 1) // 8))
+    return size, size
+
+
 @dataclass
 class _Progress:
     info: TaskInfo
-    default_s: float | None
+    known_s: float | None
     best_s: float | None = None
     trials: int = 0
     in_flight: int = 0
@@ -61,26 +71,29 @@ class _Progress:
 class Allocator:
     """Keeps the score of every task and names the next one.
 
-    `early_stopping` is the number of trials without an improvement after which a task is finished, `task_trials` the
-    most that a task may get (None: no limit).
+    `known_latencies_s` are the best latencies so far, which are those of the unscheduled kernels in a first step (None:
+    it did not run). `early_stopping` is the number of trials without an improvement after which a task is finished,
+    `task_trials` the most that a task may get (None: no limit).
     """
 
     def __init__(
         self,
         tasks: Sequence[TaskInfo],
-        default_latencies_s: dict[str, float | None],
+        known_latencies_s: Mapping[str, float | None],
         roofline: Roofline | None,
         early_stopping: int,
         task_trials: int | None = None,
     ) -> None:
-        self._tasks = {info.key: _Progress(info, default_latencies_s.get(info.key)) for info in tasks}
+        self._tasks = {info.key: _Progress(info, known_latencies_s.get(info.key)) for info in tasks}
         self._roofline = roofline
         self._early_stopping = early_stopping
         self._task_trials = task_trials
 
-    def next_task(self) -> str | None:
-        """Key of the task for the next batch; None when every task is finished or has had its share."""
-        open_tasks = [task for key, task in self._tasks.items() if not task.finished and self.room(key) > 0]
+    def next_task(self, waiting: Collection[str] = ()) -> str | None:
+        """Key of the task for the next batch; None when every task is finished, has had its share, or is `waiting`."""
+        open_tasks = [
+            task for key, task in self._tasks.items() if not task.finished and self.room(key) > 0 and key not in waiting
+        ]
         if not open_tasks:
             return None
         # max() keeps the first of equals, so the order of the tasks decides ties the same way in every run.
@@ -124,7 +137,7 @@ class Allocator:
     def _expected_gain(self, task: _Progress) -> float:
         """Seconds by which the model estimate may fall with each further trial.
 
-        A task without a trial stands to lose most of its default latency, so it comes early if that is large, and
+        A task without a trial stands to lose most of its latency so far, so it comes early if that is large, and
         late, or never, if it is not.
         """
         current = self._current_s(task)
@@ -133,8 +146,8 @@ class Allocator:
         return task.info.weight * (_ALPHA * self._past_slope(task) + (1 - _ALPHA) * hope)
 
     def _current_s(self, task: _Progress) -> float:
-        known = [latency for latency in (task.best_s, task.default_s) if latency is not None]
-        # Without any latency (the default failed too) the task counts as running at 1 GFLOP/s and 1 GB/s.
+        known = [latency for latency in (task.best_s, task.known_s) if latency is not None]
+        # Without any latency (the unscheduled kernel failed too) the task counts as running at 1 GFLOP/s and 1 GB/s.
         return min(known) if known else (task.info.flops + task.info.bytes_moved) * 1e-9
 
     def _past_slope(self, task: _Progress) -> float:

@@ -1,0 +1,142 @@
+"""Kernel latency after a descent, tvmlab's Droplet over TVM's `PostOpt`: same database, same number of candidates.
+
+    python benchmarks/droplet.py [--kernel NAME ...] [--seeds 5] [--trials 64] [--budget 100] [--quick]
+
+For each kernel and seed a short Ansor search makes the database. `PostOpt` gets a copy of it and at most `--budget`
+candidates; it stops by itself, mostly long before. Droplet then gets exactly as many as upstream tried to build, failed
+ones counted, its start among them. Their best schedules, as each database gives them, are timed in turns, and so is
+ours against the start: a gain that is claimed has to show there again.
+
+Upstream is unsound in several ways, which is why few of its candidates are any good (read in the wheel,
+`tvm/s_tir/meta_schedule/post_optimization`): every part of a tile is set to a power of two by itself, so that most
+products are not the loop's extent, and TVM repairs them in silence to [1, ..., extent]; steps go in the + direction
+only; a quarter of the candidates is measured without the postprocessors, though the saved trace has them; where a
+candidate cannot be made, the results of those after it are taken for other candidates'; a failed run counts as 1e10
+seconds, and as valid; the p-value is stored and not used; the incumbent is not measured again.
+
+A row of JSON for each kernel and seed; the last line is the geometric mean of ours over theirs over kernels and seeds,
+with the 95 % interval of the paired randomization test (tvmlab.stats.paired_ratio; at least 6 pairs).
+"""
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from common import HERE, report
+from kernels import KERNELS, best_of, compare, model_of, task_of
+
+import tvmlab
+from tvmlab.compat import DATABASE_FILES, read_database
+from tvmlab.core import Candidate
+from tvmlab.experiment import Ansor, Droplet, Experiment
+from tvmlab.records import RunFolder
+from tvmlab.stats import bootstrap_ratio, paired_ratio
+from tvmlab.strategies import warm_records
+from tvmlab.targets import Target, target
+from tvmlab.tasks import Task
+
+GOAL = 0.8
+
+
+def run_of(model: str, seed: int, step: Any, folder: Path) -> RunFolder:
+    """The folder of a finished run of one step."""
+    return tvmlab.tune(Experiment(model=model, target="cpu", seed=seed, steps=[step]), folder).wait().folder
+
+
+def post_optimize(database: RunFolder, budget: int, seed: int) -> tuple[Path, dict[str, Any]]:
+    """Upstream's search on a copy of a run's database: the copy's folder, and what upstream did."""
+    folder = Path(tempfile.mkdtemp(prefix="post-opt-", dir=database.path.parent))
+    for name in DATABASE_FILES:
+        shutil.copy(database.path / name, folder / name)
+    command = [sys.executable, str(HERE / "upstream_droplet.py"), str(folder), str(budget), str(seed)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode != 0:
+        raise SystemExit(f"upstream failed:\n{done.stderr[-2000:]}")
+    return folder, json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def as_upstream_has_it(folder: Path, task: Task, cpu: Target) -> Candidate:
+    """The best record of upstream's database, made as TVM makes it when it compiles: by the saved trace alone."""
+    from tvm.s_tir import Schedule
+
+    from tvmlab.compat import structural_key
+
+    schedule = Schedule(task.module)
+    warm_records(read_database(folder, cpu.kind), task)[0][0].apply_to_schedule(schedule, remove_postproc=False)
+    return Candidate(task.key, structural_key(schedule.mod), -1, (), schedule)
+
+
+def row_of(name: str, seed: int, trials: int, budget: int, folder: Path) -> dict[str, Any]:
+    """One kernel, one seed."""
+    cpu = target("cpu")
+    model = model_of(name, folder)
+    task = task_of(model, cpu)
+    start = run_of(model, seed, Ansor(max_trials=trials, early_stopping_threshold=100_000), folder)
+    theirs, upstream = post_optimize(start, budget, seed)
+    ours = run_of(model, seed, Droplet(trials=upstream["tried"], warm_start=[str(start.path)]), folder)
+    best = best_of(ours, task, cpu)
+    beside_theirs = compare(best, as_upstream_has_it(theirs, task, cpu), task, cpu)
+    beside_start = compare(best, best_of(start, task, cpu), task, cpu)
+    claimed = np.median(min((t.latencies_s for t in ours.trials() if t.ok and t.trial), key=np.median))
+    first = next(t for t in ours.trials() if t.trial == 1)
+    return {
+        "kernel": name,
+        "seed": seed,
+        "ours_us": round(float(np.median(beside_theirs[0])) * 1e6, 2),
+        "theirs_us": round(float(np.median(beside_theirs[1])) * 1e6, 2),
+        **_rounded("ratio", bootstrap_ratio(*beside_theirs)),
+        **_rounded("over_start", bootstrap_ratio(*beside_start)),
+        "claimed_over_start": round(float(claimed / np.median(first.latencies_s)), 4),
+        "candidates": upstream["tried"],
+        "ran": {"ours": sum(t.ok for t in ours.trials() if t.trial), "theirs": upstream["ran"]},
+        "seconds": {"ours": round(ours.state.elapsed_s, 1), "theirs": round(upstream["seconds"], 1)},
+        "ending": ours.state.message,
+    }
+
+
+def _rounded(name: str, interval: Any) -> dict[str, float]:
+    return {
+        name: round(interval.value, 4),
+        f"{name}_low": round(interval.low, 4),
+        f"{name}_high": round(interval.high, 4),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kernel", action="append", choices=KERNELS, help="repeat for several (default: all six)")
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--trials", type=int, default=64, help="of the search that makes the database")
+    parser.add_argument("--budget", type=int, default=100, help="most candidates that upstream may try")
+    parser.add_argument("--folder", type=Path, help="where the runs are kept (default: a temporary folder)")
+    parser.add_argument("--quick", action="store_true", help="one kernel, one seed, a database of 32 trials")
+    asked = parser.parse_args()
+    names = asked.kernel or (KERNELS[:1] if asked.quick else KERNELS)
+    seeds, trials = (1, 32) if asked.quick else (asked.seeds, asked.trials)
+    folder = asked.folder or Path(tempfile.mkdtemp(prefix="droplet-"))
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for seed in range(seeds):
+        for name in names:
+            rows.append(row_of(name, seed, trials, asked.budget, folder))
+            print(json.dumps(rows[-1]), flush=True)
+    for name in names:
+        mine = [row for row in rows if row["kernel"] == name]
+        found = paired_ratio(*([row[column] for row in mine] for column in ("ours_us", "theirs_us")))
+        print(
+            f"{name}: ours over theirs {found.ratio:.3f} [{found.low:.3f}, {found.high:.3f}] over {found.pairs} seeds"
+        )
+    lost = [row for row in rows if row["claimed_over_start"] < 1 < row["over_start_low"]]
+    print(f"claimed gains that were losses when timed again: {len(lost)} of {len(rows)}")
+    found = paired_ratio(*([row[column] for row in rows] for column in ("ours_us", "theirs_us")))
+    report("droplet", found.ratio, found.low, found.high, GOAL)
+
+
+if __name__ == "__main__":
+    main()

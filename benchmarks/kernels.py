@@ -1,0 +1,85 @@
+"""The six kernels that droplet.py and storm.py tune, each a model of its own, and how two schedules compare."""
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from common import save_model
+from onnx import helper
+
+from tvmlab.compat import read_database
+from tvmlab.core import Candidate
+from tvmlab.experiment import Measure
+from tvmlab.measure.local import LocalMeasurer
+from tvmlab.models import load_model
+from tvmlab.records import RunFolder
+from tvmlab.spaces.sketch import SketchSpace
+from tvmlab.strategies import warm_records
+from tvmlab.targets import Target
+from tvmlab.tasks import Task, extract
+
+# Convolutions with bias and relu: channels in and out, kernel, size of the input. Dense layers: features in and out.
+CONVS = {
+    "resnet50_conv3x3": (128, 128, 3, 28),
+    "resnet50_conv1x1": (1024, 256, 1, 14),
+    "googlenet_conv5x5": (32, 96, 5, 28),
+    "alexnet_conv3x3": (256, 384, 3, 13),
+}
+DENSE = {"googlenet_dense": (1024, 1000), "alexnet_dense": (4096, 4096)}
+KERNELS = (*CONVS, *DENSE)
+
+_PAIRS = 20  # fewest turns in which two kernels are compared
+
+
+def model_of(name: str, folder: Path) -> str:
+    """The path of an .onnx file of this kernel alone."""
+    rng = np.random.default_rng(0)
+    if name in DENSE:
+        features, out = DENSE[name]
+        nodes = [helper.make_node("Gemm", ["x", "w", "b"], ["y"], transB=1)]
+        shapes, scale = ((1, features), (1, out), (out, features)), features**-0.5
+    else:
+        channels, out, kernel, size = CONVS[name]
+        conv = helper.make_node("Conv", ["x", "w", "b"], ["c"], kernel_shape=[kernel] * 2, pads=[kernel // 2] * 4)
+        nodes = [conv, helper.make_node("Relu", ["c"], ["y"])]
+        shapes = ((1, channels, size, size), (1, out, size, size), (out, channels, kernel, kernel))
+        scale = (channels * kernel**2) ** -0.5
+    weights = {
+        "w": rng.standard_normal(shapes[2], dtype=np.float32) * np.float32(scale),
+        "b": np.zeros(out, np.float32),
+    }
+    return save_model(folder / f"{name}.onnx", nodes, *shapes[:2], weights)
+
+
+def task_of(model: str, target: Target) -> Task:
+    """The one task that computes something."""
+    return max(extract(load_model(model), target), key=lambda task: task.info.flops)
+
+
+def best_of(run: RunFolder, task: Task, target: Target) -> Candidate:
+    """What a user gets of a run: the fastest schedule in its database."""
+    space = SketchSpace(task.key, task.module, target.to_tvm())
+    found = space.replay(warm_records(read_database(run.path, target.kind), task)[0][0])
+    assert found is not None
+    return found
+
+
+def compare(ours: Candidate, theirs: Candidate, task: Task, target: Target) -> tuple[list[float], list[float]]:
+    """Latencies of two candidates in seconds, timed in turns; each is the one that is timed first in half of them."""
+    samples: tuple[list[float], list[float]] = ([], [])
+    options = Measure(repeats=_PAIRS, slow_factor=1e6)
+    with LocalMeasurer([task], target, options, Path(tempfile.mkdtemp(prefix="kernels-"))) as measurer:
+        list(measurer.measure_defaults([task.key]))
+        for first, second in ((0, 1), (1, 0)):
+            both = (ours, theirs)
+            (measured,) = measurer.measure([_beside(both[first], both[second])])
+            if not measured.rival_latencies_s:
+                raise SystemExit(f"{task.info.name}: {measured.status} {measured.message}")
+            samples[first].extend(measured.latencies_s)
+            samples[second].extend(measured.rival_latencies_s)
+    return samples
+
+
+def _beside(candidate: Candidate, rival: Candidate) -> Any:
+    return Candidate(candidate.task_key, candidate.key, -1, (), candidate.payload, rival)

@@ -1,0 +1,92 @@
+"""A short search and a descent against a long search, per kernel: latency, and wall time.
+
+    python benchmarks/storm.py [--kernel NAME ...] [--seeds 5] [--storm 300] [--drops 100] [--long 1000] [--quick]
+
+"Explore as a Storm, Exploit as a Raindrop" (Canesche et al., 2024) has it that 300 trials of Ansor and a droplet search
+reach what 1,000 trials of Ansor do in less time. The two are independent runs of the same seed. Their best kernels are
+timed in turns; wall time is the tuning time of the runs (state.json), from the workers' start to the last trial.
+
+A row of JSON for each kernel and seed, then a line for each ratio: geometric means over kernels and seeds with the 95 %
+interval of the paired randomization test (tvmlab.stats.paired_ratio; at least 6 pairs). The last line is the latency.
+"""
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from common import report
+from kernels import KERNELS, best_of, compare, model_of, task_of
+
+import tvmlab
+from tvmlab.experiment import Ansor, Droplet, Experiment
+from tvmlab.records import RunFolder
+from tvmlab.stats import bootstrap_ratio, paired_ratio
+from tvmlab.targets import target
+
+GOALS = {"storm.wall_time": 0.5, "storm": 1.0}
+
+
+def run_of(model: str, seed: int, steps: list[Any], folder: Path) -> RunFolder:
+    """The folder of a finished run."""
+    return tvmlab.tune(Experiment(model=model, target="cpu", seed=seed, steps=steps), folder).wait().folder
+
+
+def search(trials: int) -> Ansor:
+    """So many trials, without an early end."""
+    return Ansor(max_trials=trials, trials_per_kernel=trials, early_stopping_threshold=100_000)
+
+
+def row_of(name: str, seed: int, storm: int, drops: int, long: int, folder: Path) -> dict[str, Any]:
+    """One kernel, one seed."""
+    cpu = target("cpu")
+    model = model_of(name, folder)
+    task = task_of(model, cpu)
+    short = run_of(model, seed, [search(storm), Droplet(trials=drops)], folder)
+    whole = run_of(model, seed, [search(long)], folder)
+    samples = compare(best_of(short, task, cpu), best_of(whole, task, cpu), task, cpu)
+    ratio = bootstrap_ratio(*samples)
+    return {
+        "kernel": name,
+        "seed": seed,
+        "short_us": round(float(np.median(samples[0])) * 1e6, 2),
+        "long_us": round(float(np.median(samples[1])) * 1e6, 2),
+        "ratio": round(ratio.value, 4),
+        "low": round(ratio.low, 4),
+        "high": round(ratio.high, 4),
+        "short_s": round(short.state.elapsed_s, 1),
+        "long_s": round(whole.state.elapsed_s, 1),
+        "trials": {"short": short.state.trials, "long": whole.state.trials},
+        "ending": short.state.message,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kernel", action="append", choices=KERNELS, help="repeat for several (default: all six)")
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--storm", type=int, default=300, help="trials of the short search")
+    parser.add_argument("--drops", type=int, default=100, help="most trials of the descent after it")
+    parser.add_argument("--long", type=int, default=1000, help="trials of the long search")
+    parser.add_argument("--folder", type=Path, help="where the runs are kept (default: a temporary folder)")
+    parser.add_argument("--quick", action="store_true", help="one kernel, one seed, a tenth of the trials")
+    asked = parser.parse_args()
+    names = asked.kernel or (KERNELS[:1] if asked.quick else KERNELS)
+    shrink = 10 if asked.quick else 1
+    storm, drops, long = (max(1, count // shrink) for count in (asked.storm, asked.drops, asked.long))
+    folder = asked.folder or Path(tempfile.mkdtemp(prefix="storm-"))
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for seed in range(1 if asked.quick else asked.seeds):
+        for name in names:
+            rows.append(row_of(name, seed, storm, drops, long, folder))
+            print(json.dumps(rows[-1]), flush=True)
+    for benchmark, columns in (("storm.wall_time", ("short_s", "long_s")), ("storm", ("short_us", "long_us"))):
+        found = paired_ratio(*([row[column] for row in rows] for column in columns))
+        report(benchmark, found.ratio, found.low, found.high, GOALS[benchmark])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,365 @@
+"""Droplet search: coordinate descent over the knobs of a schedule, by moves that are known to be gains.
+
+Canesche et al., "The Droplet Search Algorithm for Kernel Scheduling" (ACM TACO 2024), section 3: measure the neighbours
+of a point along every coordinate, move to the best, stop where none is better, and fill a batch by speculation, further
+along the way downhill; "Explore as a Storm, Exploit as a Raindrop" (2024): begin where a short search of another kind
+ended. Different here: every neighbour is timed in turns with the point it would replace, and a move takes a paired
+test, corrected for the number of neighbours it is the best of. And before a descent ends, some points two steps away
+are tried: knobs are coupled, by the registers of a tile say, and then no single one can change.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
+from statistics import median
+from typing import Any, Protocol
+
+import numpy as np
+
+from tvmlab.core import Candidate, EnumeratedSpace, Trial
+from tvmlab.search.costmodel import KnobModel
+from tvmlab.search.tuner import Tuner
+from tvmlab.spaces.knobs import Axis, Direction, Index, directions, stepped
+from tvmlab.stats import faster
+
+__all__ = ["Droplet", "DropletTuner", "Numbered", "Walkable"]
+
+_PROMISING = 6  # directions that are followed two steps
+_RIM = 32  # pairs of steps tried before a descent ends
+
+Proposal = tuple[Candidate, tuple[Direction, ...]]  # and the steps from the incumbent that lead to it
+
+
+class Walkable(Protocol):
+    """A space whose candidates have knobs to take steps along; `decisions[k]` is the value of knob k."""
+
+    task_key: str
+
+    def knobs(self, candidate: Candidate) -> Sequence[Axis]:
+        """The knobs of a candidate; varying it does not change them."""
+        ...
+
+    def vary(self, candidate: Candidate, decisions: Sequence[Any]) -> Candidate | None:
+        """The candidate with exactly these decisions instead; None where they are not valid."""
+        ...
+
+
+@dataclass(frozen=True)
+class _Points(Index):
+    """The numbers of a space's points as an axis: each of the space's knobs is a pair of directions."""
+
+    space: EnumeratedSpace
+
+    def encode(self, value: int) -> list[float]:
+        """As the space does."""
+        return list(self.space.encode(value))
+
+
+class Numbered:
+    """An enumerated space to walk in: a point's only decision is its index."""
+
+    def __init__(self, space: EnumeratedSpace) -> None:
+        self._space = space
+        self.task_key = space.task_key
+
+    def knobs(self, candidate: Candidate) -> Sequence[Axis]:
+        """One axis, the index."""
+        return [_Points(self._space.radices, self._space)]
+
+    def holds(self, decisions: Sequence[Any]) -> bool:
+        """Whether these are the decisions of a point."""
+        return len(decisions) == 1 and isinstance(decisions[0], int) and 0 <= decisions[0] < len(self._space)
+
+    def vary(self, candidate: Candidate, decisions: Sequence[Any]) -> Candidate | None:
+        """The candidate of an index."""
+        return self._space.realize(decisions[0])
+
+
+class Droplet:
+    """The descent of one task. It ends at a local minimum: then `ask` gives nothing, and `ending` says so.
+
+    It begins at `start` (None: there is no valid point), whose latency in seconds is `latency_s`; without one it is
+    measured first. `known` are the trials of the same descent before it was interrupted, `earlier` those of other
+    searches: a model of the knobs learns them, and says which neighbours are measured first.
+
+    A neighbour becomes the incumbent if it is faster at `p_value` (`tvmlab.stats.faster`), divided by the number of
+    neighbours told with it (Bonferroni: the best of many looks fast by chance); the fastest, if several are. Too few
+    pairs for any outcome to be significant (a replayed table, a very slow kernel) must all be in its favour; if it was
+    timed alone, its median must be lower. One that was timed beside an earlier incumbent, and looks faster than the
+    present one, is asked for once more.
+    """
+
+    name = "droplet"
+
+    def __init__(
+        self,
+        space: Walkable,
+        start: Candidate | None,
+        *,
+        p_value: float,
+        seed: int = 0,
+        latency_s: float | None = None,
+        known: Sequence[Trial] = (),
+        earlier: Sequence[Trial] = (),
+    ) -> None:
+        self._space = space
+        self._p_value = p_value
+        self._model = KnobModel(seed)
+        self._knobs = space.knobs(start) if start is not None else ()
+        self._rng = np.random.default_rng([seed, zlib.crc32(space.task_key.encode())])
+        self._scores: dict[str, float] = {}  # latencies in seconds, as they would be beside the start's
+        self._asked: set[str] = set()  # keys of programs
+        self._tried: set[str] = set()  # decisions
+        self._under_way: dict[str, tuple[Direction, ...]] = {}
+        self._rematches: list[Candidate] = []
+        self._ways: list[Direction] = []  # from the incumbent, the most promising first
+        self._trends: dict[Direction, float] = {}  # latency after the last step in a direction over that before it
+        self._here: dict[Direction, float] = {}  # the same, of steps from the incumbent alone
+        self._blocked: list[Direction] = []  # from the incumbent, to no valid point
+        self._start = self._incumbent = start
+        self._first = [start] if start is not None and latency_s is None else []
+        self.moves = 0
+        self.local_minimum = False
+        if start is not None:
+            if latency_s is not None:
+                self._scores[start.key] = latency_s
+            for trial in earlier:
+                self._learn(trial, trial.latency_s)
+            self._stand_on(start)
+            self._resume(start, known)
+
+    def ask(self, count: int) -> list[Candidate]:
+        """Up to `count` candidates; an empty list at a local minimum, or where what is under way must be told first."""
+        found: list[Candidate] = []
+        for candidate, ways in self._proposals():
+            self._under_way[candidate.key] = ways
+            found.append(candidate)
+            if len(found) == count:
+                return found
+        # Nothing of this neighbourhood is left. Until all of it is told, go on where it looks like going down.
+        for candidate, ways in self._speculation() if self._under_way else self._rim():
+            self._under_way[candidate.key] = ways
+            found.append(candidate)
+            if len(found) == count:
+                break
+        self.local_minimum = not self._under_way
+        return found
+
+    def tell(self, candidates: Sequence[Candidate], trials: Sequence[Trial]) -> None:
+        """Learn how the candidates did, and move if one of them is shown to be faster than the incumbent."""
+        made = {candidate.key: candidate for candidate in candidates}
+        for trial in trials:
+            ways = self._under_way.pop(trial.key, ())
+            self._note(trial, ways)
+        best = self._winner(trials)
+        if best is not None:
+            self.moves += 1
+            self._stand_on(made[best.key])
+        self._rematches += [made[trial.key] for trial in trials if self._is_undecided(trial)]
+
+    @property
+    def incumbent(self) -> Candidate | None:
+        """Where the descent stands."""
+        return self._incumbent
+
+    @property
+    def ending(self) -> str:
+        """How the descent ended; an empty string while it goes on."""
+        if not self.local_minimum:
+            return ""
+        if self._start is None or self._incumbent is None:
+            return "there is no valid point to start from"
+        start, end = (self._scores.get(each.key) for each in (self._start, self._incumbent))
+        if end is None:
+            return "neither the first point runs, nor one beside it"
+        came_from = f" from {start * 1e6:.1f} us" if start is not None else ""
+        return f"a local minimum at {end * 1e6:.1f} us, {self.moves} moves{came_from}"
+
+    # Where to go
+
+    def _proposals(self) -> Iterator[Proposal]:
+        """What is to be measured next: the start, what must be timed again, the neighbours of the incumbent."""
+        if self._incumbent is None:
+            return
+        while self._first:
+            start = self._first.pop()
+            self._asked.add(start.key)
+            yield start, ()
+        while self._rematches:
+            candidate = self._rematches.pop(0)
+            if self._scores[candidate.key] < self._scores.get(self._incumbent.key, np.inf):
+                yield replace(candidate, rival=self._incumbent), ()
+        while self._ways:
+            way = self._ways.pop(0)
+            yield from self._step((way,))
+
+    def _speculation(self) -> Iterator[Proposal]:
+        """Two steps from the incumbent: along the directions that look fast so far, again and in pairs."""
+        fast = [way for way in self._by_latency() if self._here[way] < 1][:_PROMISING]
+        for ways in [(way, way) for way in fast] + list(combinations(fast, 2)):
+            yield from self._step(ways)
+
+    def _rim(self) -> Iterator[Proposal]:
+        """Two steps, before the descent ends here: in the least bad directions, and where one step is not valid."""
+        told = self._by_latency()
+        best = told[:_PROMISING]
+        pairs = [(way, way) for way in best] + list(combinations(best, 2))
+        pairs += [(blocked, way) for blocked in self._blocked for way in [*told, *self._blocked] if way != blocked]
+        for ways in pairs[:_RIM]:
+            yield from self._step(ways)
+
+    def _by_latency(self) -> list[Direction]:
+        return sorted(self._here, key=lambda way: self._here[way])
+
+    def _step(self, ways: tuple[Direction, ...]) -> Iterator[Proposal]:
+        """The candidate after these steps from the incumbent, unless it was tried before or is not valid."""
+        assert self._incumbent is not None
+        decisions = stepped(self._knobs, self._incumbent.decisions, ways)
+        if decisions is None or (text := _text(decisions)) in self._tried:
+            return
+        self._tried.add(text)
+        candidate = self._space.vary(self._incumbent, decisions)
+        if candidate is None and len(ways) == 1:
+            self._blocked.append(ways[0])
+        if candidate is not None and candidate.key not in self._asked:
+            self._asked.add(candidate.key)
+            yield replace(candidate, rival=self._incumbent), ways
+
+    def _stand_on(self, candidate: Candidate) -> None:
+        """Look around from a new incumbent."""
+        self._incumbent = replace(candidate, rival=None)
+        self._asked.add(candidate.key)
+        self._tried.add(_text(candidate.decisions))
+        self._here.clear()
+        self._blocked.clear()
+        ways = directions(self._knobs, candidate.decisions)
+        ways = [ways[index] for index in self._rng.permutation(len(ways))]
+        points = [stepped(self._knobs, candidate.decisions, [way]) for way in ways]
+        rows = [self._features(point) for point in points if point is not None]
+        scores = dict(zip(ways, self._model.predict(np.array(rows)) if rows else [], strict=True))
+        self._ways = sorted(ways, key=lambda way: self._rank(way, scores[way]))
+
+    def _rank(self, way: Direction, score: float) -> tuple[int, float]:
+        """What led down before comes first, what led up last; between them what the model thinks best."""
+        trend = self._trends.get(way)
+        return (1, -score) if trend is None else (0 if trend < 1 else 2, trend)
+
+    # What is known
+
+    def _note(self, trial: Trial, ways: tuple[Direction, ...]) -> None:
+        latency = trial.latency_s
+        if latency is None:
+            self._learn(trial, None)
+            return
+        ratio = _ratio(trial)
+        if ratio is not None:
+            beside = self._scores.setdefault(trial.rival, median(trial.rival_latencies_s))
+            latency = ratio * beside
+        elif self._incumbent is not None and self._incumbent.key in self._scores:
+            ratio = latency / self._scores[self._incumbent.key]
+        self._scores[trial.key] = latency
+        self._learn(trial, latency)
+        if ratio is not None and len(ways) == 1:
+            self._trends[ways[0]] = ratio
+            if self._is_against_incumbent(trial):
+                self._here[ways[0]] = ratio
+
+    def _learn(self, trial: Trial, latency_s: float | None) -> None:
+        """Tell the model of a trial, if it is of the same sketch or template as the start."""
+        start = self._start
+        if start is not None and trial.sketch == start.sketch and _shape(trial.decisions) == _shape(start.decisions):
+            self._model.add(self._features(trial.decisions), latency_s)
+
+    def _features(self, decisions: Sequence[Any]) -> list[float]:
+        return [x for knob, value in zip(self._knobs, decisions, strict=True) for x in knob.encode(value)]
+
+    def _winner(self, trials: Sequence[Trial]) -> Trial | None:
+        """The fastest of those that are shown to be faster than the incumbent."""
+        rivals = [trial for trial in trials if trial.ok and self._is_against_incumbent(trial)]
+        winners = [trial for trial in rivals if self._beats_incumbent(trial, self._p_value / len(rivals))]
+        return min(winners, key=lambda trial: self._scores[trial.key], default=None)
+
+    def _beats_incumbent(self, trial: Trial, significance: float) -> bool:
+        assert self._incumbent is not None
+        if not trial.rival:
+            return self._scores[trial.key] < self._scores.get(self._incumbent.key, np.inf)
+        pairs = list(zip(trial.latencies_s, trial.rival_latencies_s, strict=True))
+        if 0.5 ** len(pairs) > significance:
+            return all(ours < theirs for ours, theirs in pairs)
+        return faster(trial.latencies_s, trial.rival_latencies_s) <= significance
+
+    def _is_against_incumbent(self, trial: Trial) -> bool:
+        """Whether a trial says how a candidate compares with the incumbent; alone, by the medians."""
+        assert self._incumbent is not None
+        return trial.key != self._incumbent.key and trial.rival in ("", self._incumbent.key)
+
+    def _is_undecided(self, trial: Trial) -> bool:
+        """Whether a candidate looks faster than the incumbent, but was timed beside an earlier one."""
+        assert self._incumbent is not None
+        present = self._scores.get(self._incumbent.key, np.inf)
+        return trial.ok and not self._is_against_incumbent(trial) and self._scores[trial.key] < present
+
+    def _resume(self, start: Candidate, known: Sequence[Trial]) -> None:
+        """Stand where an interrupted descent stood: on the rival of its last trials, unless they beat it."""
+        trials = {trial.key: trial for trial in known}
+        self._asked |= trials.keys()
+        self._tried |= {_text(trial.decisions) for trial in known}
+        if start.key in trials:
+            self._first.clear()
+        for trial in known:
+            self._note(trial, ())
+        others = [trial.rival for trial in known if trial.rival in trials and trial.rival != start.key]
+        rivals = list(dict.fromkeys(others))
+        stood_on = self._again(trials[rivals[-1]]) if rivals else None
+        if stood_on is not None:
+            self.moves = len(rivals)
+            self._stand_on(stood_on)
+        best = self._winner(known)
+        beaten_by = self._again(best) if best is not None else None
+        if beaten_by is not None:
+            self.moves += 1
+            self._stand_on(beaten_by)
+
+    def _again(self, trial: Trial) -> Candidate | None:
+        """The candidate of a recorded trial."""
+        assert self._start is not None
+        found = self._space.vary(self._start, trial.decisions)
+        return found if found is not None and found.key == trial.key else None
+
+
+class DropletTuner(Tuner):
+    """Coordinate descent as a tuner of templates: it never ends before the space does.
+
+    It asks for the neighbours of the fastest point measured; where none is left for those of the second fastest, and so
+    on, so that a local minimum is left by the lowest pass. Latencies are compared by their medians.
+    """
+
+    name = "droplet"
+
+    def _propose(self, count: int) -> Iterable[int]:
+        axis = Index(self._space.radices)
+        for index in self._ranked():
+            for way in axis.directions(index):
+                neighbour = axis.step(index, way)
+                if neighbour is not None:
+                    yield neighbour
+
+
+def _ratio(trial: Trial) -> float | None:
+    """A candidate's latency over its rival's, turn by turn; None where it was timed alone."""
+    if not trial.rival:
+        return None
+    return median(ours / theirs for ours, theirs in zip(trial.latencies_s, trial.rival_latencies_s, strict=True))
+
+
+def _shape(decisions: Sequence[Any]) -> list[int]:
+    """What the decisions of one trace have in common: the number of parts of each, 0 for a plain number."""
+    return [len(decision) if isinstance(decision, Sequence) else 0 for decision in decisions]
+
+
+def _text(decisions: Sequence[Any]) -> str:
+    return json.dumps(list(decisions), separators=(",", ":"))

@@ -1,0 +1,64 @@
+"""Transfer-tuning as a strategy: the schedules of other kernels of the same class, adapted, the most similar first.
+
+Gibson & Cano, "Transfer-Tuning" (PACT 2022): each kernel of a model tries every schedule of its class, on its own, and
+keeps the fastest. Nothing is learned from the answers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+from tvmlab.core import Candidate, Trial
+from tvmlab.sources import Origin
+
+__all__ = ["DUPLICATE", "MEASURED", "TRIED", "Fate", "Transfer"]
+
+Fate = tuple[Origin, str, str]  # the key of the program that an origin gave, and the outcome
+TRIED, MEASURED, DUPLICATE = "tried", "measured before", "same as a nearer one"
+
+
+class Transfer:
+    """Asks for the adapted schedule of each origin, in the order given.
+
+    `adapt` makes an origin's candidate, or says why there is none. A program that was measured before (its key is in
+    `known`) or that a nearer origin gave is left out. `note` is told what came of the origins that had their turn: the
+    key of each one's program ("" if there is none) and the outcome.
+    """
+
+    name = "transfer"
+
+    def __init__(
+        self,
+        origins: Sequence[Origin],
+        adapt: Callable[[Origin], Candidate | str],
+        *,
+        known: Iterable[str] = (),
+        note: Callable[[list[Fate]], None] = lambda fates: None,
+    ) -> None:
+        self._rest = iter(origins)
+        self._adapt = adapt
+        self._known = set(known)
+        self._asked: set[str] = set()
+        self._note = note
+
+    def ask(self, count: int) -> list[Candidate]:
+        """Up to `count` new candidates; an empty list when every origin had its turn."""
+        found: list[Candidate] = []
+        fates: list[Fate] = []
+        while len(found) < count and (origin := next(self._rest, None)) is not None:
+            made = self._adapt(origin)
+            if isinstance(made, str):
+                fates.append((origin, "", made))
+            elif made.key in self._known:
+                fates.append((origin, made.key, MEASURED))
+            elif made.key in self._asked:
+                fates.append((origin, made.key, DUPLICATE))
+            else:
+                self._asked.add(made.key)
+                fates.append((origin, made.key, TRIED))
+                found.append(made)
+        self._note(fates)
+        return found
+
+    def tell(self, candidates: Sequence[Candidate], trials: Sequence[Trial]) -> None:
+        """There is nothing to learn: what is tried next does not depend on it."""
