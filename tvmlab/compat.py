@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import logging
 import sys
 import tempfile
@@ -10,9 +11,20 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-__all__ = ["DATABASE_FILES", "hide_torch", "load_meta_schedule", "read_database", "structural_key", "to_plain"]
+__all__ = [
+    "DATABASE_FILES",
+    "REFINE_FILE",
+    "hide_torch",
+    "idle_passes",
+    "load_meta_schedule",
+    "read_database",
+    "structural_key",
+    "to_plain",
+]
 
 DATABASE_FILES = ("database_workload.json", "database_tuning_record.json")
+
+REFINE_FILE = "refine.json"  # beside them: the lines of the last that lost in the whole model
 
 _INTRINSICS = "tvm.s_tir.tensor_intrin"
 
@@ -51,14 +63,18 @@ def read_database(folder: Path, kind: str) -> Any:
     """TVM's database of a run, to read only: the run may go on, or may have been killed while it wrote.
 
     JSONDatabase refuses a file with half a line at its end, and creates files that are missing, so it reads a copy.
-    `kind` is the target kind.
+    The records that refine.json sets aside are left out. `kind` is the target kind.
     """
     meta_schedule = load_meta_schedule(kind)
+    refined = folder / REFINE_FILE
+    aside = set(json.loads(refined.read_bytes())["set_aside"]) if refined.exists() else set()
     with tempfile.TemporaryDirectory(prefix="tvmlab-") as copy:
         for name in reversed(DATABASE_FILES):  # the records first: the workloads they name were written before them
             source = folder / name
             lines = source.read_bytes() if source.exists() else b""
-            (Path(copy) / name).write_bytes(lines[: lines.rfind(b"\n") + 1])
+            whole = lines[: lines.rfind(b"\n") + 1].splitlines(keepends=True)
+            left_out = aside if name == DATABASE_FILES[-1] else set()
+            (Path(copy) / name).write_bytes(b"".join(line for at, line in enumerate(whole) if at not in left_out))
         return meta_schedule.database.JSONDatabase(work_dir=copy)
 
 
@@ -84,3 +100,14 @@ def to_plain(value: Any) -> Any:
         return [to_plain(item) for item in value]
     except TypeError:
         return str(value)
+
+
+def idle_passes(kind: str) -> list[str]:
+    """The passes to leave out where kernels are compiled for a kind of target, for candidates and for models alike.
+
+    On a CPU two of them have nothing to do, and LLVM hoists conditions itself: of 42 kernels none had other machine
+    code without them, and one of Winograd's takes 430 ms to build, not 520.
+    """
+    if kind != "llvm":
+        return []
+    return ["s_tir.HoistIfThenElse", "s_tir.InjectPermutedLayout", "s_tir.InjectVirtualThread"]

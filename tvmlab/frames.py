@@ -22,6 +22,7 @@ from tvmlab.columns import COLUMNS, DETAILS, PER_RUN, TrialReader, identity
 from tvmlab.core import InputError, RecordError, TaskInfo, TrialStatus
 from tvmlab.layout_rows import LAYOUT_COLUMNS, TRANSFORM_COLUMNS, site_rows, summary_of, transform_rows
 from tvmlab.records import RunFolder, default_runs_dir
+from tvmlab.transfer_rows import TRANSFER_COLUMNS, transfer_rows
 
 __all__ = [
     "comparison",
@@ -33,6 +34,7 @@ __all__ = [
     "references",
     "summary",
     "tasks",
+    "transfers",
     "trials",
 ]
 
@@ -290,10 +292,12 @@ def layouts(runs: Any) -> pd.DataFrame:
     """One row a run, convolution or dense layer (`site`), and packing; no rows for runs whose model is in NCHW.
 
     Columns: run, site, about (operator, shapes, what is fused to it), packing, chosen, best_us (its best latency in
-    the run's trials, NaN: none), decided_us (what the layout step chose by; NaN: nothing), why_not (why it could not
-    be chosen; empty if it could), task_key. For one run `attrs` holds cost_us (of the assignment with its transforms,
-    as measured when it was chosen), uniform_us (of each assignment of one block and algorithm), best_uniform, and gain
-    (what the assignment saves of the best uniform one, 0 to 1); nothing where no layout step chose.
+    the run's trials, NaN: none), decided_us (what the layout step chose by; NaN: nothing), instead_us (what the whole
+    model would cost, transforms included, if this site alone had this packing; NaN: not known), why_not (why it could
+    not be chosen; empty if it could), task_key. For one run `attrs` holds cost_us (of the assignment with its
+    transforms, as measured when it was chosen), uniform_us (of each assignment of one block and algorithm),
+    best_uniform, and gain (what the assignment saves of the best uniform one, 0 to 1); nothing where no layout step
+    chose.
     """
     found = folders(runs)
     rows = [row for folder in found for row in site_rows(folder, _best_us(folder))]
@@ -307,6 +311,11 @@ def layout_transforms(runs: Any) -> pd.DataFrame:
     """One row a run and layout transform that its model pays for: run, tensor, shape, source, target, cost_us."""
     rows = [row for folder in folders(runs) for row in transform_rows(folder)]
     return pd.DataFrame(rows, columns=list(TRANSFORM_COLUMNS))
+
+
+def transfers(runs: Any) -> pd.DataFrame:
+    """One row a task and schedule that a TransferTuning step took from elsewhere; columns: tvmlab.transfer_rows."""
+    return pd.DataFrame([row for each in folders(runs) for row in transfer_rows(each)], columns=list(TRANSFER_COLUMNS))
 
 
 def _best_us(folder: RunFolder) -> dict[str, float]:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
 
 from tvmlab import layouts
+from tvmlab.core import Assignment, Packing
 from tvmlab.experiment import AutoTVM, LayoutTuning
 from tvmlab.layout_plan import LayoutPlan, Packed, lanes_of, record
 from tvmlab.models import Model
 from tvmlab.records import RunFolder
 from tvmlab.session import Session
+from tvmlab.sites import reason_against
+from tvmlab.sources import block_of, packing_like, pools
 from tvmlab.targets import Target
 from tvmlab.tasks import Task, extract
 
@@ -22,8 +25,10 @@ _FILE = "assignment.json"
 def arrange(folder: RunFolder, model: Model, target: Target) -> tuple[list[Task], LayoutPlan | None]:
     """The tasks that a run works on now, noted in its folder; and the plan of its layout step, until that is done.
 
-    AutoTVM without a layout step packs a CPU's model by its vectors: that is noted too.
+    Without a layout step, AutoTVM packs a CPU's model by its vectors, and TransferTuning as the runs are packed that it
+    takes its schedules from: that is noted too.
     """
+    sources = pools(folder, target.attrs)
     steps, known = folder.experiment.stages, folder.layouts
     tuning = next((step for step in steps if isinstance(step, LayoutTuning)), None)
     if tuning and not (known and known["finished"]):
@@ -31,14 +36,34 @@ def arrange(folder: RunFolder, model: Model, target: Target) -> tuple[list[Task]
         folder.write_json(_FILE, plan.provisional)
         _write_tasks(folder, plan.tasks)
         return plan.tasks, plan
-    if known is None and target.kind == "llvm" and any(isinstance(step, AutoTVM) for step in steps):
-        packed = Packed(model, target, layouts.uniform(model, lanes_of(target)))
+    is_new = known is None and next(folder.rows(), None) is None
+    assignment: Assignment = {}
+    if is_new and target.kind == "llvm" and any(isinstance(step, AutoTVM) for step in steps):
+        assignment = layouts.uniform(model, lanes_of(target))
+    elif is_new and target.kind == "llvm":
+        assignment = _packed_like(model, [run for runs in sources.values() for run in runs])
+    if assignment:
+        packed = Packed(model, target, assignment)
         folder.write_json(_FILE, record(layouts.sites(model), packed, {}, finished=True))
         tasks = packed.tasks
     else:
         tasks = extract(model, target, folder.assignment)
     _write_tasks(folder, tasks)
     return tasks, None
+
+
+def _packed_like(model: Model, runs: Sequence[RunFolder]) -> Assignment:
+    """The block in which most convolutions of some runs are packed, for all; each computed as the run's most like it.
+
+    Nothing if none of the runs is packed: a schedule fits the layout that it was made for.
+    """
+    block = block_of(runs)
+    assignment = layouts.uniform(model, block) if block else {}
+    for site in layouts.sites(model) if assignment else []:
+        like = packing_like(str(site).partition(": ")[2], runs) if site.kind == "conv2d" else None
+        if like and like.block and reason_against(site, wanted := Packing(block, like.algorithm)) is None:
+            assignment[site.name] = wanted
+    return assignment
 
 
 def adopt(session: Session, plan: LayoutPlan) -> None:

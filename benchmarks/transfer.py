@@ -1,0 +1,127 @@
+"""How much of a full search's speed-up transfer-tuning finds, and in what share of its time, over pairs of models.
+
+    python benchmarks/transfer.py [--seeds 5] [--full ansor] [--trials 200] [--transferred 16] [--quick]
+
+For each seed every model is searched in full; then every other model's schedules are transferred to it. The share is
+(untuned / transferred - 1) / (untuned / full - 1) of end-to-end latencies, all compiled models timed in turns; the time
+is that of the whole search process, importing the model and measuring its default schedules included. `--full best` is
+tvmlab.best(model), packed layouts and templates, in place of an Ansor search of NCHW. With --runs-dir what is there
+already is not done again.
+"""
+
+import argparse
+import json
+import tempfile
+from itertools import permutations
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+
+import tvmlab
+from tvmlab.compare import compare
+from tvmlab.core import InputError
+from tvmlab.experiment import Ansor, Experiment, TransferTuning
+from tvmlab.records import RunFolder
+from tvmlab.run import Run, begin
+from tvmlab.stats import median_interval
+
+SHARE, TIME = 0.8, 0.1  # the goals
+
+
+def search(experiment: Experiment, runs_dir: Path, name: str) -> RunFolder:
+    """The finished run of this name, made if there is none."""
+    run = Run(RunFolder(runs_dir / name)) if (runs_dir / name).exists() else begin(experiment, runs_dir, name)
+    run = tvmlab.resume(run) if run.status in ("stopped", "failed") else run
+    run.wait()
+    state = run.folder.state
+    print(f"  {name}: {state.trials} trials, {wall_s(run.folder):.0f} s; {state.message}", flush=True)
+    return run.folder
+
+
+def wall_s(folder: RunFolder) -> float:
+    """Seconds from the start of the search process to its last word."""
+    state = folder.state
+    return state.heartbeat_s - state.started_s
+
+
+def full(model: str, seed: int, asked: argparse.Namespace) -> Experiment:
+    if asked.full == "best":
+        return tvmlab.best(model, "cpu", seed=seed)
+    step = Ansor(trials_per_kernel=asked.trials, early_stopping_threshold=max(asked.trials // 4, 16))
+    return Experiment(model=model, target="cpu", seed=seed, steps=(step,))
+
+
+def pair(source: str, target: str, seed: int, asked: argparse.Namespace) -> dict[str, float]:
+    """One row: end-to-end latencies in ms and what follows from them."""
+    runs = {
+        name: search(full(name, seed, asked), asked.runs_dir, f"{name}-{asked.full}-s{seed}")
+        for name in (source, target)
+    }
+    step = TransferTuning(runs[source].id, trials_per_kernel=asked.transferred)
+    experiment = Experiment(
+        model=target, target="cpu", seed=seed, steps=(step,), measure=runs[target].experiment.measure
+    )
+    moved = search(experiment, asked.runs_dir, f"{source}-to-{target}-{asked.full}-s{seed}")
+    timed = compare(moved, ["untuned", runs[target].id], repeats=asked.repeats).subjects
+    transferred, untuned, best = (median(timed[name]["samples_ms"]) for name in ("tvmlab", "untuned", runs[target].id))
+    return {
+        "untuned_ms": untuned,
+        "full_ms": best,
+        "transferred_ms": transferred,
+        "share": (untuned / transferred - 1) / (untuned / best - 1),
+        "time": wall_s(moved) / wall_s(runs[target]),
+    }
+
+
+def interval(values: list[float]) -> str:
+    """The median, and its 95 % interval where there are values enough for one, else their range."""
+    try:
+        found = median_interval(values)
+        return f"{found.value:.3f} [{found.low:.3f}, {found.high:.3f}]"
+    except InputError:
+        return f"{median(values):.3f} (range {min(values):.3f} to {max(values):.3f}, n = {len(values)})"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", default=["resnet50", "googlenet", "alexnet"])
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--full", choices=["ansor", "best"], default="ansor")
+    parser.add_argument("--trials", type=int, default=200, help="trials per kernel of a full search by Ansor")
+    parser.add_argument("--transferred", type=int, default=16, help="most schedules tried for a kernel")
+    parser.add_argument("--repeats", type=int, default=20)
+    parser.add_argument("--runs-dir", type=Path, default=None)
+    parser.add_argument("--quick", action="store_true", help="resnet18 to squeezenet, one seed, small budgets")
+    asked = parser.parse_args()
+    asked.runs_dir = asked.runs_dir or Path(tempfile.mkdtemp(prefix="transfer-"))
+    pairs = list(permutations(asked.models, 2))
+    if asked.quick:
+        asked.seeds, asked.trials, asked.transferred, asked.repeats, pairs = 1, 4, 2, 3, [("resnet18", "squeezenet")]
+    rows: dict[tuple[str, str], list[dict[str, float]]] = {names: [] for names in pairs}
+    for seed in range(asked.seeds):
+        for names in pairs:
+            rows[names].append(pair(*names, seed, asked))
+            print(f"{names[0]} to {names[1]}, seed {seed}: {json.dumps(rows[names][-1])}", flush=True)
+    for (source, target), found in rows.items():
+        shares, times = ([row[name] for row in found] for name in ("share", "time"))
+        print(f"{source:>10} to {target:<10} share {interval(shares)}, of the time {interval(times)}")
+    by_seed = [[rows[names][seed] for names in pairs] for seed in range(asked.seeds)]
+    shares = [float(np.mean([row["share"] for row in seed])) for seed in by_seed]
+    times = [float(np.mean([row["time"] for row in seed])) for seed in by_seed]
+    slower = sum(row["transferred_ms"] > row["untuned_ms"] for seed in by_seed for row in seed)
+    print(
+        f"mean over the pairs: share {interval(shares)}, of the time {interval(times)}; slower than untuned: {slower}"
+    )
+    summary = {"benchmark": "transfer", "share": round(median(shares), 4), "share_goal": SHARE}
+    summary |= {
+        "share_low": round(min(shares), 4),
+        "share_high": round(max(shares), 4),
+        "time": round(median(times), 4),
+    }
+    summary |= {"time_goal": TIME, "slower_than_untuned": slower, "seeds": asked.seeds, "pairs": len(pairs)}
+    print(json.dumps(summary), flush=True)
+
+
+if __name__ == "__main__":
+    main()
