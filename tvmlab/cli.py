@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tvmlab.core import RunError, TrialStatus, TvmlabError
@@ -17,6 +18,7 @@ from tvmlab.core import RunError, TrialStatus, TvmlabError
 if TYPE_CHECKING:
     from tvmlab.experiment import Options
     from tvmlab.run import Progress, Run
+    from tvmlab.study_design import Study
 
 __all__ = ["main"]
 
@@ -105,7 +107,7 @@ def _only(options: type[Options], *kept: str) -> list[str]:
 def _tasks(args: argparse.Namespace) -> int:
     from tvmlab.experiment import Experiment
     from tvmlab.flags import given_knobs
-    from tvmlab.tasks import tasks
+    from tvmlab.overview import tasks
 
     experiment = Experiment(**given_knobs(args, Experiment))
     return _show(tasks(experiment.model, experiment.target))
@@ -203,16 +205,58 @@ def _profile(args: argparse.Namespace) -> int:
     return _show(causes(frame).round(3))
 
 
+def _study_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("study", metavar="STUDY", help="JSON file of a definition (tvmlab.Study), the folder of a "
+                        "study to go on with, or 'report' for the published report's experiment")  # fmt: skip
+    parser.add_argument("-o", "--output", metavar="FOLDER", help="where the study is kept (default: the file's name)")
+    parser.add_argument("--dry-run", action="store_true", help="list its runs and say about how long it takes")
+
+
+def _study(args: argparse.Namespace) -> int:
+    from tvmlab.study import length_s, study
+    from tvmlab.study_design import plan
+    from tvmlab.study_folder import StudyFolder
+    from tvmlab.study_length import duration_text
+
+    there = StudyFolder.is_study(args.study)
+    definition = StudyFolder.open(args.study).definition if there else _definition(args.study)
+    if args.dry_run:
+        asked = StudyFolder.open(args.study) if there else definition
+        print("\n".join([*(cell.name for cell in plan(definition)), f"about {duration_text(length_s(asked))}"]))
+        return 0
+    found = study(args.study if there else args.output or Path(args.study).stem, None if there else definition)
+    _show(found.frame().drop(columns=["run", "untuned_estimate_ms"]))
+    for problem in found.problems:
+        print(f"tvmlab: {problem}", file=sys.stderr)
+    return 2 if found.problems else 0
+
+
+def _definition(name: str) -> Study:
+    """The study that a JSON file defines. Raises InputError if it cannot be read."""
+    from tvmlab.core import InputError
+    from tvmlab.study_design import Study, study_of_the_report
+
+    if name == "report" and not Path(name).exists():
+        return study_of_the_report()
+    try:
+        return Study.from_json(Path(name).read_bytes())
+    except OSError as error:
+        raise InputError(f"cannot read {name!r} ({error.strerror})", remedy="pass a file or a study") from error
+
+
 def _report_flags(parser: argparse.ArgumentParser) -> None:
-    _run_flags(parser)
-    parser.add_argument("-o", "--output", metavar="FILE", help="the HTML file (default: report.html in the run folder)")
+    parser.add_argument("run", metavar="RUN", help="id or folder of a run, or the folder of a study")
+    _runs_dir_flag(parser)
+    parser.add_argument("-o", "--output", metavar="FILE", help="the HTML file (default: report.html in the folder)")
 
 
 def _report(args: argparse.Namespace) -> int:
     from tvmlab.records import RunFolder
     from tvmlab.report import report
+    from tvmlab.study_folder import StudyFolder
 
-    print(report(RunFolder.open(args.run, args.runs_dir), args.output))
+    what = args.run if StudyFolder.is_study(args.run) else RunFolder.open(args.run, args.runs_dir)
+    print(report(what, args.output))
     return 0
 
 
@@ -339,7 +383,8 @@ _COMMANDS = {
     "stop": _Command("stop a run after the trial under way", _run_flags, _stop),
     "compare": _Command("time the compiled model end to end beside baselines", _compare_flags, _compare),
     "profile": _Command("time every kernel in the running model: where the time goes", _profile_flags, _profile),
-    "report": _Command("write a run's HTML report", _report_flags, _report),
+    "study": _Command("carry out a study: models x sources x arms x seeds", _study_flags, _study),
+    "report": _Command("write the HTML report of a run or a study", _report_flags, _report),
     "doctor": _Command("check that this machine can tune", _no_flags, _doctor),
     "demo": _Command("tune for a few minutes, compare, and write a figure and a report", _demo_flags, _demo),
 }

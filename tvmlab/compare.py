@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import html
 import importlib.util
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import psutil
 
 from tvmlab import frames
 from tvmlab.core import InputError, MissingTool, RecordError
@@ -22,9 +24,12 @@ from tvmlab.records import RunFolder
 from tvmlab.run import Run
 from tvmlab.stats import bootstrap_ratio
 
-__all__ = ["Comparison", "compare"]
+__all__ = ["Comparison", "compare", "compare_runs"]
 
 _BOUND = 1e-4  # largest allowed error of the whole model, relative to its largest output
+# AlexNet's 244 MB of weights: 0.85 GB in TVM, 1.1 GB in onnxruntime.
+_RUNTIME_BYTES = 0.3e9
+_WEIGHT_COPIES = 3.5
 _SLOW_S = 0.25  # a subject slower than this takes its turn in only some of the rounds
 
 
@@ -90,9 +95,52 @@ def compare(
     """
     folder = run.folder if isinstance(run, Run) else RunFolder.open(run)
     subjects = {"tvmlab": ("tvmlab", folder), **{name: _subject(name, folder) for name in baselines}}
+    return _kept(folder, "tvmlab", list(baselines), _time(folder, subjects, repeats, threads))
+
+
+def compare_runs(
+    runs: Mapping[str, RunFolder],
+    baselines: Sequence[str] = ("untuned", "onnxruntime"),
+    *,
+    repeats: int = 30,
+    threads: int | None = None,
+) -> dict[str, Any]:
+    """Time several runs of one model in turns with each other and with the baselines, for tvmlab.study.
+
+    Returns `subjects` (samples_ms of each run, by its name here, and of each baseline), `numerics` (max error / max
+    output against onnxruntime), `threads` and `repeats`. What concerns it is also written to each run's compare.json.
+    Raises as `compare` does.
+    """
+    first = next(iter(runs.values()))
+    ours = {name: _subject(str(run.path.resolve()), first) for name, run in runs.items()}
+    timing = _time(first, ours | {name: _subject(name, first) for name in baselines}, repeats, threads)
+    for name, run in runs.items():
+        _kept(run, name, list(baselines), timing)
+    return {
+        "subjects": {name: {"samples_ms": [s * 1e3 for s in values]} for name, values in timing.samples.items()},
+        "numerics": timing.errors,
+        "threads": timing.threads,
+        "repeats": repeats,
+    }
+
+
+@dataclass(frozen=True)
+class _Timing:
+    """What was measured in turns: seconds by subject, each one's error against onnxruntime."""
+
+    threads: int
+    usual: int
+    repeats: int
+    samples: dict[str, list[float]]
+    errors: dict[str, float]
+
+
+def _time(folder: RunFolder, subjects: dict[str, tuple[str, RunFolder]], repeats: int, threads: int | None) -> _Timing:
+    """Load every subject in a process of its own, check what it computes, and time them in turns."""
     if repeats < 3:
         raise InputError(f"repeats={repeats} gives no interval", remedy="ask for 3 or more")
     target = recorded_target(folder)
+    _require_memory(folder, len(subjects) + 1)
     usual = thread_count(target)
     threads = threads or usual
     # onnxruntime gives the right result, even if it is not timed.
@@ -106,16 +154,33 @@ def compare(
     finally:
         for worker in workers.values():
             worker.kill()
+    errors = {name: _error(outputs[name], outputs["onnxruntime"]) for name in subjects}
+    return _Timing(threads, usual, repeats, samples, errors)
+
+
+def _require_memory(folder: RunFolder, count: int) -> None:
+    """Raise MissingTool unless so many loaded models fit the memory: better than being killed half-way."""
+    weights = 4 * folder.environment.get("model", {}).get("parameters", 0)
+    needed, free = count * (_RUNTIME_BYTES + _WEIGHT_COPIES * weights), psutil.virtual_memory().available
+    if needed > free:
+        raise MissingTool(
+            f"{count} models of {weights / 1e6:,.0f} MB need about {needed / 1e9:.0f} GB, {free / 1e9:.0f} are free",
+            remedy="compare fewer at once, or free some memory",
+        )
+
+
+def _kept(folder: RunFolder, name: str, baselines: list[str], timing: _Timing) -> Comparison:
+    """The comparison of one subject with the baselines, also written to its run folder."""
+    samples = {"tvmlab": timing.samples[name], **{other: timing.samples[other] for other in baselines}}
     result = Comparison(
         run=folder.id,
-        threads=threads,
-        repeats=repeats,
+        threads=timing.threads,
+        repeats=timing.repeats,
         subjects={name: {"samples_ms": [s * 1e3 for s in values]} for name, values in samples.items()},
-        ratios=[_ratio(samples, name) for name in baselines],
-        numerics=_numerics(outputs["tvmlab"], outputs["onnxruntime"])
-        | {"baselines": {name: _error(outputs[name], outputs["onnxruntime"]) for name in baselines}},
+        ratios=[_ratio(samples, other) for other in baselines],
+        numerics=_numerics(timing.errors[name]) | {"baselines": {other: timing.errors[other] for other in baselines}},
     )
-    if threads == usual:  # on another number of threads it does not belong beside the run's kernel latencies
+    if timing.threads == timing.usual:  # else it does not belong beside the run's kernel latencies
         folder.write_json("compare.json", asdict(result))
     return result
 
@@ -141,13 +206,20 @@ def _subject(name: str, folder: RunFolder) -> tuple[str, RunFolder]:
 def _load_all(
     workers: dict[str, WorkerProcess], subjects: dict[str, tuple[str, RunFolder]], threads: int
 ) -> dict[str, list[Any]]:
-    """Every runtime with the model loaded, side by side; returns each one's outputs."""
-    with ThreadPoolExecutor(len(workers)) as pool:
-        asked = {
-            name: pool.submit(ask, name, workers[name], ("load", runtime, str(folder.path.resolve()), threads), LOAD_S)
-            for name, (runtime, folder) in subjects.items()
-        }
-        return {name: future.result() for name, future in asked.items()}
+    """Every runtime with the model loaded, as many at a time as there are cores; returns each one's outputs.
+
+    One that is loaded is frozen: its idle threads would spin while the others are compiled.
+    """
+
+    def load(name: str) -> list[Any]:
+        runtime, folder = subjects[name]
+        try:
+            return ask(name, workers[name], ("load", runtime, str(folder.path.resolve()), threads), LOAD_S)
+        finally:
+            workers[name].pause()
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return dict(zip(subjects, pool.map(load, subjects), strict=True))
 
 
 def _take_turns(workers: dict[str, WorkerProcess], repeats: int) -> dict[str, list[float]]:
@@ -155,8 +227,6 @@ def _take_turns(workers: dict[str, WorkerProcess], repeats: int) -> dict[str, li
 
     All but the one whose turn it is are frozen, because the idle threads of TVM and of onnxruntime spin.
     """
-    for worker in workers.values():
-        worker.pause()
     once = {name: _turn(name, worker) for name, worker in workers.items()}
     every = {name: min(max(1, round(values[0] / _SLOW_S)), max(1, repeats // 3)) for name, values in once.items()}
     samples: dict[str, list[float]] = {name: [] for name in workers}
@@ -182,8 +252,7 @@ def _ratio(samples: dict[str, list[float]], baseline: str) -> dict[str, Any]:
     return {"subject": "tvmlab", "baseline": baseline, "ratio": ratio, "low": low, "high": high}
 
 
-def _numerics(found: list[Any], expected: list[Any]) -> dict[str, Any]:
-    worst = _error(found, expected)
+def _numerics(worst: float) -> dict[str, Any]:
     return {"max_error_over_max_output": worst, "bound": _BOUND, "ok": worst <= _BOUND}
 
 

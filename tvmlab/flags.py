@@ -29,19 +29,30 @@ def add_steps(parser: argparse.ArgumentParser) -> None:
     """`--step`, and a flag for each knob of each step; knobs of the same name share one."""
     default = Experiment.model_fields["steps"].default[0].kind
     group = parser.add_argument_group("Step")
-    group.add_argument("--step", choices=list(_KINDS), default=default, help=f"how to search (default: {default})")
+    group.add_argument("--step", action="append", choices=list(_KINDS), dest="kinds",
+                       help=f"how to search; again for a further step (default: {default})")  # fmt: skip
     for name in dict.fromkeys(name for step in STEPS for name in step.model_fields if name != "kind"):
         owners = {step.__name__: step.model_fields[name] for step in STEPS if name in step.model_fields}
         defaults = {step: _default(field) for step, field in owners.items()}
-        if len(owners) == len(STEPS) and len(set(defaults.values())) == 1:
-            default = next(iter(defaults.values()))
+        told = set(defaults.values())
+        if len(told) == 1 and (len(owners) == len(STEPS) or told == {""}):
+            default = told.pop()
         else:  # say whose it is
             default = ", ".join(f"{step} {default}".strip() for step, default in defaults.items())
-        _add(group, name, next(iter(owners.values())), default)
+        _add(group, name, next(iter(owners.values())), default, _described(owners))
 
 
-def _add(group: Any, name: str, field: FieldInfo, default: str) -> None:
-    help = (field.description or name).replace("%", "%%") + (f" (default: {default})" if default else "")
+def _described(owners: dict[str, FieldInfo]) -> str:
+    """The help texts of a knob that several steps have, each once, with its step's name where they differ."""
+    texts: dict[str, str] = {}
+    for step, field in owners.items():
+        texts.setdefault(field.description or "", step if texts else "")
+    return "; ".join(f"{step}: {text}" if step else text for text, step in texts.items())
+
+
+def _add(group: Any, name: str, field: FieldInfo, default: str, described: str = "") -> None:
+    text = described or field.description or name
+    help = text.replace("%", "%%") + (f" (default: {default})" if default else "")
     group.add_argument(flag(name), dest=name, default=argparse.SUPPRESS, help=help, **_parsing(field))
 
 
@@ -61,10 +72,15 @@ def given_knobs(args: argparse.Namespace, options: type[Options]) -> dict[str, A
 
 def given_experiment(args: argparse.Namespace) -> Experiment:
     """The experiment the flags describe. Raises InputError for a knob out of range, or not of the step chosen."""
-    # The knobs of the other steps too: the step refuses one that is not its own, and names its own.
+    kinds = [_KINDS[kind] for kind in args.kinds or [Experiment.model_fields["steps"].default[0].kind]]
     knobs = {name: value for step in STEPS for name, value in given_knobs(args, step).items()}
-    step, measure = _KINDS[args.step](**knobs), Measure(**given_knobs(args, Measure))
-    return Experiment(**given_knobs(args, Experiment), steps=(step,), measure=measure)
+    of_none = {name: value for name, value in knobs.items() if not any(name in kind.model_fields for kind in kinds)}
+    # Each step takes the knobs that it has; the first refuses one that none has, and names its own.
+    steps = [
+        kind(**of_none, **{name: value for name, value in knobs.items() if name in kind.model_fields}) for kind in kinds
+    ]
+    measure = Measure(**given_knobs(args, Measure))
+    return Experiment(**given_knobs(args, Experiment), steps=tuple(steps), measure=measure)
 
 
 def flag(name: str) -> str:

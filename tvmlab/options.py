@@ -84,6 +84,8 @@ def _code(value: Any) -> str:
         return value.code()
     if isinstance(value, tuple):
         return "[" + ", ".join(map(_code, value)) + "]"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{name!r}: {_code(item)}" for name, item in value.items()) + "}"
     return repr(value)
 
 

@@ -1,5 +1,4 @@
-"""A run as one HTML file: a parametrised notebook (templates/report.ipynb) executed and exported with static
-figures.
+"""A run or a study as one HTML file: a parametrised notebook (templates/) executed and exported with static figures.
 
 The file needs no network and no JavaScript: its figures are PNGs inside it.
 """
@@ -20,29 +19,48 @@ import pandas as pd
 
 from tvmlab import frames
 from tvmlab.core import InputError, RunError
-from tvmlab.experiment import STEPS, Measure, Repeat
+from tvmlab.experiment import STEPS, Experiment, Measure, Options, Repeat
 from tvmlab.records import RunFolder
+from tvmlab.study_folder import StudyFolder
 
-__all__ = ["code", "facts_html", "findings", "heading", "report", "table_html"]
+__all__ = ["code", "facts_html", "findings", "heading", "report", "study_heading", "table_html"]
 
 _TEMPLATES = Path(__file__).with_name("templates")
-_NOTEBOOK = _TEMPLATES / "report.ipynb"
+_RUN = _TEMPLATES / "report.ipynb"
+_STUDY = _TEMPLATES / "study.ipynb"
 
 
 def report(run: Any, output: str | Path | None = None, **parameters: Any) -> Path:
-    """Write a run's report and return the path of the HTML file: report.html in the run folder, or `output`.
+    """Write the report of a run or of a study and return the path of the HTML file: report.html in its folder, or
+    `output`.
 
-    `parameters` are those of the notebook: `top`, how many tasks the share figure names. Raises InputError
-    for a parameter it does not have, RunError if the notebook fails.
+    `parameters` are those of the notebook: of a run `top`, how many tasks the share figure names; of a study `margin`,
+    the relative difference that matters (0.03: 3 %), and `confidence`. Raises InputError for a parameter it does not
+    have, RunError if the notebook fails.
     """
+    if StudyFolder.is_study(run):
+        study = StudyFolder.open(run)
+        return _write(_STUDY, {"study": str(study.path.resolve())}, study.path, study.title, output, parameters)
     folder = _one(run)
-    _check(parameters)
-    target = Path(output) if output is not None else folder.path / "report.html"
+    return _write(_RUN, {"run": str(folder.path.resolve())}, folder.path, _title(folder), output, parameters)
+
+
+def _write(
+    notebook: Path,
+    about: dict[str, str],
+    folder: Path,
+    title: str,
+    output: str | Path | None,
+    parameters: dict[str, Any],
+) -> Path:
+    """Execute a notebook on what `about` names, and export it."""
+    _check(notebook, about, parameters)
+    target = Path(output) if output is not None else folder / "report.html"
     with tempfile.TemporaryDirectory() as scratch:
         executed = Path(scratch) / "report.ipynb"
-        _execute(executed, {"run": str(folder.path.resolve()), **parameters})
+        _execute(notebook, executed, about, parameters)
         body = _body(executed)
-    page = Template((_TEMPLATES / "report.html").read_text()).substitute(title=html.escape(_title(folder)), body=body)
+    page = Template((_TEMPLATES / "report.html").read_text()).substitute(title=html.escape(title), body=body)
     try:
         target.write_text(page)
     except OSError as error:
@@ -57,32 +75,32 @@ def _one(run: Any) -> RunFolder:
     return found[0]
 
 
-def _check(parameters: dict[str, Any]) -> None:
+def _check(notebook: Path, about: dict[str, str], parameters: dict[str, Any]) -> None:
     """Refuse what the notebook would ignore; papermill only warns."""
     import papermill
 
-    known = [name for name in papermill.inspect_notebook(str(_NOTEBOOK)) if name != "run"]
+    known = [name for name in papermill.inspect_notebook(str(notebook)) if name not in about]
     for name in parameters:
         if name not in known:
             raise InputError(f"the report has no parameter {name!r}", remedy=f"it has {', '.join(known)}")
 
 
-def _execute(output: Path, parameters: dict[str, Any]) -> None:
+def _execute(notebook: Path, output: Path, about: dict[str, str], parameters: dict[str, Any]) -> None:
     import papermill
 
     try:
         papermill.execute_notebook(
-            str(_NOTEBOOK),
+            str(notebook),
             str(output),
-            parameters=parameters,
+            parameters={**about, **parameters},
             kernel_name="python3",
             progress_bar=False,
             extra_arguments=["--IPKernelApp.log_level=ERROR"],
         )
     except papermill.PapermillExecutionError as error:
         raise RunError(
-            f"the report of {parameters['run']} failed ({error.ename}: {error.evalue})",
-            remedy="check that the run folder is whole",
+            f"the report of {next(iter(about.values()))} failed ({error.ename}: {error.evalue})",
+            remedy="check that its folder is whole",
         ) from error
 
 
@@ -110,6 +128,22 @@ def heading(run: Any) -> str:
     items = "".join(f"<li>{html.escape(sentence)}</li>" for sentence in findings(folder))
     note = html.escape(folder.id) + (began if folder.state.started_s else "")
     return f"<h1>{html.escape(_title(folder))}</h1><p class='note'>run {note}</p><ul>{items}</ul>"
+
+
+def study_heading(study: Any, claims: pd.DataFrame) -> str:
+    """The top of a study's report as HTML: what was studied, how far it is, and the claims over all models."""
+    folder = StudyFolder.open(study)
+    frame = folder.frame()
+    done, timed = int((frame["status"] == "done").sum()), int(frame["end_to_end_ms"].notna().sum())
+    overall = claims[claims["model"] == "all"] if (claims["model"] == "all").any() else claims
+    said = [
+        f"{done} of {len(frame)} cells are done, {timed} were timed end to end.",
+        *folder.problems,
+        *overall["sentence"],
+    ]
+    items = "".join(f"<li>{html.escape(sentence)}</li>" for sentence in said)
+    note = f"<p class='note'>study {html.escape(folder.path.name)}</p>"
+    return f"<h1>{html.escape(folder.title)}</h1>{note}<ul>{items}</ul>"
 
 
 def table_html(frame: pd.DataFrame) -> str:
@@ -142,10 +176,8 @@ def _flat(facts: dict[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
 def code(run: Any) -> str:
     """The Python that starts the same experiment again, in a new run."""
     experiment = _one(run).experiment
-    names = [
-        "Experiment",
-        *(known.__name__ for known in (*STEPS, Repeat, Measure) if f"{known.__name__}(" in experiment.code()),
-    ]
+    known: list[type[Options]] = [Experiment, *STEPS, Repeat, Measure]
+    names = [options.__name__ for options in known if f"{options.__name__}(" in experiment.code()]
     return (
         f"import tvmlab\nfrom tvmlab import {', '.join(sorted(names))}\n\n"
         f"run = tvmlab.tune({experiment.code()})\nrun.wait()"

@@ -5,30 +5,43 @@ from __future__ import annotations
 import html
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tvmlab.core import RunError, TvmlabError
+from tvmlab.core import InputError, RunError, TvmlabError
 from tvmlab.experiment import Ansor, AutoTVM, Experiment, LayoutTuning, Measure
 from tvmlab.hardware import require_compiler, require_disk
 from tvmlab.models import load_model
 from tvmlab.records import RunFolder, default_runs_dir
 from tvmlab.search_process import check_experiment
+from tvmlab.sources import check_sources
 from tvmlab.targets import target as named_target
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Progress", "Run", "attach", "best", "resume", "runs", "tune"]
+__all__ = ["Progress", "Run", "attach", "begin", "best", "fork", "resume", "runs", "tune"]
 
 _POLL_S = 0.2
 _WEIGHT_BYTES = 4
+_FORKED = (
+    "trials.jsonl",
+    "database_*.json",
+    "tasks.json",
+    "assignment.json",
+    "environment.json",
+    "transfer.json",
+    "refine.json",
+)
 _STOP_GRACE_S = 180.0  # a stop waits for the trial under way, and that for its build
 
 # Set by tvmlab.widgets: how a notebook shows a run. Only widgets know the notebook.
@@ -192,14 +205,80 @@ def tune(experiment: Experiment, runs_dir: str | Path | None = None) -> Run:
 
     Example: `tvmlab.tune(tvmlab.Experiment(model="alexnet", steps=[tvmlab.Ansor(max_trials=64)])).wait()`
     """
+    parent = Path(runs_dir) if runs_dir is not None else default_runs_dir()
+    _check(experiment, parent)
+    return _launch(RunFolder.create(experiment, parent))
+
+
+def fork(
+    run: str | Path | RunFolder | Run, steps: Sequence[Any], *, time_limit_s: float | None = None, name: str = ""
+) -> Run:
+    """A new run that begins where a finished one ended and goes on with further steps; starts it and returns at once.
+
+    It begins with the other's trials, records and tuning time, in a folder beside it (of this `name`, if one is given);
+    `fork.json` there says whose. Two forks of one run differ by their further steps and by nothing else. The further
+    steps together end after `time_limit_s`. Raises RunError if the run is not done, InputError for steps that cannot
+    follow its own.
+
+    Example: `tvmlab.fork(run, [tvmlab.Droplet()], time_limit_s=60).wait()`
+    """
+    origin = RunFolder.open(run.folder if isinstance(run, Run) else run)
+    state, asked = origin.state, origin.experiment
+    if state.status != "done":
+        raise RunError(f"run {origin.id} is {state.status}", remedy="fork it when it is done")
+    if not steps:
+        raise InputError("a fork needs a step to go on with", remedy="pass one, such as [Droplet()]")
+    limit = None if time_limit_s is None else state.elapsed_s + time_limit_s
+    values = {field: getattr(asked, field) for field in type(asked).model_fields}
+    experiment = Experiment(**{**values, "steps": (*asked.steps, *steps), "time_limit_s": limit})
+    _check(experiment, origin.path.parent)
+    return _launch(_place(experiment, origin.path.parent, name, origin))
+
+
+def begin(experiment: Experiment, runs_dir: Path, name: str) -> Run:
+    """`tune` in a folder of this name."""
+    _check(experiment, runs_dir)
+    return _launch(_place(experiment, runs_dir, name))
+
+
+def _check(experiment: Experiment, runs_dir: Path) -> None:
+    """Everything that keeps a run from starting, before anything is written."""
     check_experiment(experiment)
     require_compiler()
-    parent = Path(runs_dir) if runs_dir is not None else default_runs_dir()
-    require_disk(parent)
+    require_disk(runs_dir)
     for step in experiment.stages:
         for source in step.warm_start:
-            RunFolder.open(source, parent)
-    return _launch(RunFolder.create(experiment, parent))
+            RunFolder.open(source, runs_dir)
+    check_sources(experiment, named_target(experiment.target).attrs, runs_dir)
+
+
+def _place(experiment: Experiment, runs_dir: Path, name: str, origin: RunFolder | None = None) -> RunFolder:
+    """A new run folder, made elsewhere and moved to its place when it is whole: a process that is killed leaves none.
+
+    Raises RunError if there is one of this name.
+    """
+    runs_dir.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".new-", dir=runs_dir) as scratch:
+        folder = RunFolder.create(experiment, scratch)
+        if origin is not None:
+            _copy(origin, folder)
+        path = runs_dir / (name or f"{folder.id}-fork-{uuid.uuid4().hex[:6]}")
+        try:
+            folder.path.rename(path)
+        except OSError as error:
+            raise RunError(f"run {path.name} exists", remedy="attach to it, or give another name") from error
+    return RunFolder(path)
+
+
+def _copy(origin: RunFolder, folder: RunFolder) -> None:
+    """What a fork has of the run that it goes on from."""
+    for pattern in _FORKED:
+        for path in origin.path.glob(pattern):
+            shutil.copy2(path, folder.path)
+    state = origin.state
+    folder.write_json("fork.json", {"run": origin.id, "trials": state.trials, "elapsed_s": state.elapsed_s})
+    done = len(origin.experiment.stages)
+    folder.write_state(replace(state, status="running", pid=0, started_s=time.time(), message="", steps_done=done))
 
 
 def attach(run: str | Path | RunFolder, runs_dir: str | Path | None = None) -> Run:
