@@ -1,0 +1,183 @@
+"""Recordings: what is packed comes back, nobody's paths with it, and what cannot be read says so."""
+
+import importlib
+import lzma
+import tarfile
+
+import orjson
+import pandas as pd
+import pytest
+
+from tvmlab import frames
+from tvmlab.core import InputError, RecordError, RunError
+from tvmlab.recordings import pack, recorded
+
+recordings = importlib.import_module("tvmlab.recordings")  # tvmlab.recordings is the function of that name
+
+ENVIRONMENT = {
+    "target": {"label": "test-cpu", "roofline": {"peak_gflops": 100.0, "bandwidth_gbs": 10.0}},
+    "versions": {"tvmlab": "0.1.0", "apache-tvm": "0.27.0"},
+    "command": ["/home/somebody/tvmlab/search_process.py", "/home/somebody/runs/x"],
+}
+
+
+@pytest.fixture
+def run(make_run):
+    folder = make_run(environment=ENVIRONMENT)
+    (folder.path / "log.txt").write_text("what was printed")
+    (folder.path / "lock").touch()
+    for name in ("database_workload.json", "database_tuning_record.json"):
+        (folder.path / name).write_text('["/aGVsbG8/d29ybGQ="]\n')
+    return folder
+
+
+@pytest.fixture
+def archive(run, tmp_path):
+    return pack(run, tmp_path / "made" / "small.tar.xz", note="by a test")
+
+
+def names(archive):
+    with tarfile.open(archive) as found:
+        return found.getnames()
+
+
+def test_a_run_comes_back_as_it_was(run, archive, tmp_path):
+    found = recorded(archive, cache=tmp_path / "cache")
+    assert [folder.id for folder in found] == [run.id]
+    pd.testing.assert_frame_equal(frames.trials(found, details=True), frames.trials(run, details=True))
+    pd.testing.assert_frame_equal(frames.summary(found), frames.summary(run))
+    assert found[0].experiment == run.experiment
+
+
+def test_it_says_what_it_is(archive, tmp_path):
+    found = recorded(archive, cache=tmp_path / "cache")
+    assert found.name == "small" and found.about["note"] == "by a test"
+    for part in ("recorded ", "test-cpu", "TVM 0.27.0"):
+        assert part in found.label and part in repr(found) and part in found._repr_html_()
+
+
+def test_the_databases_are_unpacked_when_asked_for(archive, tmp_path):
+    name = "database_workload.json"
+    without = recorded(archive, cache=tmp_path / "cache")
+    assert not (without[0].path / name).exists()
+    whole = recorded(archive, database=True, cache=tmp_path / "cache")
+    assert (whole[0].path / name).read_text() == '["/aGVsbG8/d29ybGQ="]\n'
+
+
+def test_no_log_no_lock_no_command_no_path(make_run, tmp_path):
+    from tvmlab.core import TrialStatus
+
+    run = make_run([("dense", TrialStatus.BUILD_ERROR)], environment=ENVIRONMENT, model="/home/somebody/nets/mine.onnx")
+    path = pack(run, tmp_path / "x.tar.xz")
+    assert not [name for name in names(path) if name.endswith(("log.txt", "lock"))]
+    with tarfile.open(path) as found:
+        text = b"".join(found.extractfile(member).read() for member in found if "database" not in member.name)
+    assert b"/home" not in text and b"mine.onnx" in text and b"search_process" not in text
+    assert recorded(path, cache=tmp_path / "cache")[0].experiment.model == "mine.onnx"
+
+
+def test_the_same_runs_give_the_same_archive(run, archive, tmp_path):
+    again = pack(run, tmp_path / "again" / "small.tar.xz", note="by a test")
+    assert again.read_bytes() == archive.read_bytes()
+
+
+def test_a_folder_of_runs_is_packed_with_what_lies_in_it(make_run, tmp_path):
+    first, second = make_run(environment=ENVIRONMENT), make_run(environment=ENVIRONMENT, seed=1)
+    (first.path.parent / "study.json").write_text("{}")
+    (first.path.parent / "comparisons").mkdir()
+    (first.path.parent / "comparisons" / "a.json").write_text("[1]")
+    found = recorded(pack(first.path.parent, tmp_path / "s.tar.xz"), cache=tmp_path / "cache")
+    assert {run.id for run in found} == {first.id, second.id}
+    assert (found.folder_path / "comparisons" / "a.json").read_text() == "[1]"
+    assert (found.folder_path / "study.json").exists()
+    assert set(frames.summary(found)["seed"]) == {0, 1}
+
+
+def test_what_is_no_study_is_not_opened_as_one(archive, tmp_path):
+    with pytest.raises(RecordError, match="is not a study"):
+        _ = recorded(archive, cache=tmp_path / "cache").study
+
+
+def test_unpacking_twice_is_done_once(archive, tmp_path, monkeypatch):
+    first = recorded(archive, cache=tmp_path / "cache")
+    monkeypatch.setattr(recordings, "_unpack", None)
+    assert recorded(archive, cache=tmp_path / "cache").folder_path == first.folder_path
+    assert not list((tmp_path / "cache").glob(".*"))
+
+
+def test_another_archive_of_the_same_name_is_unpacked_anew(make_run, archive, tmp_path):
+    before = recorded(archive, cache=tmp_path / "cache")
+    pack(make_run(environment=ENVIRONMENT, seed=7), archive)
+    after = recorded(archive, cache=tmp_path / "cache")
+    assert after.folder_path != before.folder_path and after[0].experiment.seed == 7
+
+
+def test_a_running_run_is_not_packed(make_run, tmp_path):
+    run = make_run(environment=ENVIRONMENT, status="running")
+    with run.lock().acquire(), pytest.raises(RunError, match="still running"):
+        pack(run, tmp_path / "x.tar.xz")
+
+
+@pytest.mark.parametrize(
+    ("name", "problem"), [("x.zip", "end it with .tar.xz"), ("x.tar.xz", "holds no runs")], ids=["ending", "empty"]
+)
+def test_what_cannot_be_packed(tmp_path, name, problem):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match=problem):
+        pack(tmp_path / "empty", tmp_path / name)
+
+
+def test_an_unknown_name_lists_what_there_is(tmp_path, archive, monkeypatch):
+    monkeypatch.setattr(recordings, "data_dir", lambda part: archive.parent)
+    with pytest.raises(InputError, match="there is no recording 'smal': there are small"):
+        recorded("smal")
+    with pytest.raises(InputError, match="no recording"):
+        recorded(tmp_path / "nothing.tar.xz")
+    assert recordings.recordings().loc["small", "runs"] == 1
+    assert recorded("small", cache=tmp_path / "cache").name == "small"
+
+
+def cut(content):
+    return content[: len(content) // 2]
+
+
+def overwritten(content):
+    return content[:40] + bytes(40) + content[80:]
+
+
+@pytest.mark.parametrize("damage", [cut, overwritten, lambda content: b"", lambda content: b"no archive"])
+@pytest.mark.parametrize("database", [False, True])
+def test_a_damaged_archive_is_named_and_leaves_nothing(archive, tmp_path, damage, database):
+    archive.write_bytes(damage(archive.read_bytes()))
+    with pytest.raises(RecordError, match=r"small\.tar\.xz is damaged .*restore it"):
+        recorded(archive, database=database, cache=tmp_path / "cache")
+    assert not list((tmp_path / "cache").glob("*")) if (tmp_path / "cache").exists() else True
+
+
+def written(path, content):
+    """An archive with this recording.json."""
+    with lzma.open(path, "w") as packed, tarfile.open(fileobj=packed, mode="w") as found:
+        (path.parent / "about").write_bytes(content)
+        found.add(path.parent / "about", "recording.json")
+    return path
+
+
+def test_an_archive_of_a_newer_tvmlab_or_of_something_else(tmp_path):
+    newer = written(tmp_path / "n.tar.xz", orjson.dumps({"format": recordings.FORMAT + 1}))
+    with pytest.raises(RecordError, match="install a newer tvmlab"):
+        recorded(newer, cache=tmp_path)
+    for content in (b"[]", b"{}", b'{"format": 1}', b'{"format": "one", "name": "x", "runs": []}'):
+        other = written(tmp_path / "o.tar.xz", content)
+        with pytest.raises(RecordError, match="is not a recording"):
+            recorded(other, cache=tmp_path)
+
+
+def test_what_came_with_the_project_opens(tmp_path):
+    """Every recording in data/ is whole, its runs are done, and the README names it."""
+    table = recordings.recordings()
+    readme = (recordings.data_dir("recorded_runs") / "README.md").read_text()
+    for name in table.index:
+        assert f"`{name}`" in readme
+        found = recorded(name, cache=tmp_path)
+        assert len(found) == table.loc[name, "runs"]
+        assert {run.status for run in found} == {"done"}
