@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import subprocess
 import sys
 import time
@@ -16,9 +17,11 @@ import pytest
 
 from tvmlab import cli
 from tvmlab.core import InputError
-from tvmlab.experiment import STEPS, Ansor, AutoTVM, Experiment, LayoutTuning, Measure
+from tvmlab.experiment import STEPS, Ansor, AutoTVM, Droplet, Experiment, LayoutTuning, Measure
 from tvmlab.flags import flag
 from tvmlab.run import best
+from tvmlab.study_design import Study, study_of_the_report
+from tvmlab.study_folder import StudyFolder
 
 TRIALS = [("conv2d_relu", 250.0), ("dense", 100.0)]
 
@@ -104,8 +107,8 @@ def test_every_knob_has_a_flag_with_its_help_and_default(capsys):
         assert flag(name) in said
         assert knob.description in said
         if isinstance(knob.default, int | float) and not isinstance(knob.default, bool):
-            default = said.partition(f"{knob.description} (default: ")[2].partition(")")[0]
-            assert str(knob.default) in default.replace(",", "").split()
+            told = [after.partition("(default: ")[2].partition(")")[0] for after in said.split(knob.description)[1:]]
+            assert str(knob.default) in " ".join(told).replace(",", "").split()
     assert "early_stopping_threshold" in dict(knobs) and "(default: Ansor 250, AutoTVM 500)" in said
 
 
@@ -144,9 +147,17 @@ def test_tune_searches_layouts(tuned):
     assert tuned["e"] == Experiment(model="alexnet", steps=[step])
 
 
+def test_tune_takes_several_steps_in_order_each_with_the_knobs_it_has(tuned):
+    flags = "--step ansor --step droplet --max-trials 64 --p-value 0.01 --population 32 --no-wait"
+    assert cli.main(["tune", "alexnet", *flags.split()]) == 0
+    steps = [Ansor(max_trials=64, population=32), Droplet(max_trials=64, p_value=0.01)]
+    assert tuned["e"] == Experiment(model="alexnet", steps=steps)
+
+
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
+        (["--step", "autotvm", "--step", "droplet", "--population", "16"], "AutoTVM has no knob 'population'"),
         (["--step", "autotvm", "--population", "16"], "AutoTVM has no knob 'population': its knobs are kernel_trials"),
         (["--tuner", "xgb"], "Ansor has no knob 'tuner'"),
         (["--batch", "0"], "Experiment(batch=0) is not usable: batch should be greater than or equal to 1"),
@@ -223,6 +234,61 @@ def test_compare_passes_its_baselines(make_run, replaced, capsys):
     assert capsys.readouterr().out == "the comparison\n"
 
 
+@pytest.fixture
+def asked_study(replaced, tmp_path):
+    """What `tvmlab study` asked for; the study it was given has begun, and a run of it failed."""
+    design = Study(models=["alexnet"], arms={"search": [Ansor(max_trials=30)]})
+    folder = StudyFolder.create(tmp_path / "begun", design, {"label": "test-cpu", "attrs": {}})
+    folder.refuse(folder.plan[0], "no compiler")
+    asked = SimpleNamespace(folder=folder, design=design, calls=[])
+    replaced("study", "study", lambda *given: asked.calls.append(given) or folder)
+    return asked
+
+
+def test_study_takes_a_definition_or_a_study(asked_study, tmp_path, capsys, monkeypatch):
+    definition = tmp_path / "mine.json"
+    definition.write_text(asked_study.design.model_dump_json())
+    assert cli.main(["study", str(definition), "-o", "there"]) == 2  # a run failed
+    shown = capsys.readouterr()
+    assert "alexnet" in shown.out and "search" in shown.out
+    assert shown.err == "tvmlab: run alexnet-s0-search failed: no compiler\n"
+    cli.main(["study", str(definition)])
+    cli.main(["study", str(asked_study.folder.path)])
+    monkeypatch.chdir(tmp_path)
+    cli.main(["study", "report"])
+    assert asked_study.calls == [
+        ("there", asked_study.design), ("mine", asked_study.design), (str(asked_study.folder.path), None),
+        ("report", study_of_the_report()),
+    ]  # fmt: skip
+
+
+def test_a_dry_run_of_a_study_lists_its_runs_and_says_how_long(asked_study, tmp_path, capsys):
+    assert cli.main(["study", "report", "--dry-run"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "resnet50-s0-ansor" and len(lines) == 28 and re.fullmatch(r"about \d\d min", lines[-1])
+    assert asked_study.calls == []
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [(None, "cannot read"), ("{}", "Study needs 'models'"), ('{"models": ["a"], "arms": {}}', "Study(arms={})")],
+)
+def test_a_definition_that_is_none_is_refused(tmp_path, capsys, content, said):
+    path = tmp_path / "mine.json"
+    if content is not None:
+        path.write_text(content)
+    assert cli.main(["study", str(path)]) == 2
+    error = capsys.readouterr().err
+    assert said in error and error.count("\n") == 1
+
+
+def test_report_takes_a_study_too(asked_study, replaced, capsys):
+    given = []
+    replaced("report", "report", lambda what, output: given.append((what, output)) or "page.html")
+    assert cli.main(["report", str(asked_study.folder.path), "-o", "page.html"]) == 0
+    assert given == [(str(asked_study.folder.path), "page.html")] and capsys.readouterr().out == "page.html\n"
+
+
 def test_lists_are_printed_whole(replaced, capsys):
     wide = pd.DataFrame({f"column_{number}": [number] * 70 for number in range(30)})
     replaced("models", "models", lambda: wide)
@@ -230,7 +296,7 @@ def test_lists_are_printed_whole(replaced, capsys):
     out = capsys.readouterr().out
     assert "column_29" in out and len(out.splitlines()) == 71
     asked = []
-    replaced("tasks", "tasks", lambda model, target: asked.append((model, target)) or wide)
+    replaced("overview", "tasks", lambda model, target: asked.append((model, target)) or wide)
     assert cli.main(["tasks", "alexnet", "--target", "cpu"]) == 0
     assert asked == [("alexnet", "cpu")]
 

@@ -3,13 +3,14 @@
 import math
 import shutil
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 import tvmlab
 from tvmlab import Experiment
-from tvmlab.compare import _numerics, _take_turns
+from tvmlab.compare import _error, _numerics, _take_turns, compare_runs
 from tvmlab.core import InputError, MissingTool, RecordError, RunError
 from tvmlab.measure.subjects import ask, recorded_target, start_worker
 from tvmlab.measure.whole_model import OPTIONAL
@@ -108,6 +109,27 @@ def test_it_is_written_to_the_run(folder, comparison):
     assert kept["numerics"] == comparison.numerics
 
 
+def test_several_runs_are_timed_in_the_same_turns(folder, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(folder.path, other)
+    runs = {"first": folder, "second": RunFolder(other)}
+    found = compare_runs(runs, ["onnxruntime"], repeats=3)
+    assert found["subjects"].keys() == found["numerics"].keys() == {"first", "second", "onnxruntime"}
+    assert all(len(subject["samples_ms"]) == 3 for subject in found["subjects"].values())
+    assert found["numerics"]["onnxruntime"] == 0 and found["numerics"]["first"] < 1e-4
+    for name, run in runs.items():
+        kept = run.comparison
+        assert kept["subjects"]["tvmlab"] == found["subjects"][name] and kept["run"] == run.id
+        assert kept["subjects"]["onnxruntime"] == found["subjects"]["onnxruntime"] and kept["numerics"]["ok"]
+
+
+def test_more_models_than_fit_the_memory_are_refused(folder, monkeypatch):
+    free = SimpleNamespace(available=1e9)
+    monkeypatch.setattr("psutil.virtual_memory", lambda: free)
+    with pytest.raises(MissingTool, match=r"4 models of 0 MB need about 1 GB, 1 are free: compare fewer at once"):
+        tvmlab.compare(folder)
+
+
 def test_it_shows_itself(comparison):
     assert "onnxruntime" in str(comparison) and "within the bound" in str(comparison)
     assert "onnxruntime" in comparison._repr_html_()
@@ -172,7 +194,7 @@ def test_the_order_rotates_and_a_slow_one_takes_fewer_turns():
     ],
 )
 def test_numerics(found, ok):
-    result = _numerics([np.array(found, "float32")], [np.array([1.0, 2.0], "float32")])
+    result = _numerics(_error([np.array(found, "float32")], [np.array([1.0, 2.0], "float32")]))
     assert result["ok"] is ok or result["ok"] == ok
-    two = _numerics([np.ones(2), np.array(found)], [np.ones(2), np.array([1.0, 2.0])])
+    two = _numerics(_error([np.ones(2), np.array(found)], [np.ones(2), np.array([1.0, 2.0])]))
     assert bool(two["ok"]) == ok

@@ -119,7 +119,7 @@ def test_options_are_frozen():
         (lambda: Ansor(population=7), "population", "7", "8"),
         (lambda: Ansor(max_trials=0), "max_trials", "0", "1"),
         (lambda: AutoTVM(kernel_trials=0), "kernel_trials", "0", "1"),
-        (lambda: AutoTVM(tuner="annealing"), "tuner", "'annealing'", "'xgb', 'genetic', 'random' or 'grid'"),
+        (lambda: AutoTVM(tuner="annealing"), "tuner", "'annealing'", "'xgb', 'genetic', 'random', 'grid' or 'droplet'"),
         (lambda: Measure(min_repeat_ms=0.0), "min_repeat_ms", "0.0", "greater than 0"),
         (lambda: Measure(slow_factor=0.5), "slow_factor", "0.5", "1"),
         (lambda: Experiment(model="m", batch=0), "batch", "0", "1"),

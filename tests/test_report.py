@@ -9,6 +9,7 @@ import re
 import pytest
 
 import tvmlab
+from tvmlab import Study, StudyFolder, TransferTuning
 from tvmlab import report as reporting  # the public function, by its lazy name
 from tvmlab.core import InputError, TrialStatus
 from tvmlab.experiment import Ansor, Experiment, Measure
@@ -139,3 +140,47 @@ def test_what_the_report_does_not_have_is_refused(make_run, tmp_path):
     with pytest.raises(InputError, match="one run, 2 were given"):
         report([folder, make_run(TRIALS)])
     assert reporting is report
+
+
+@pytest.fixture
+def study(make_run, tmp_path):
+    """Two models transferred to each other, one seed, tuned and timed; one run failed."""
+    arms = {"search": [Ansor(max_trials=8)], "transfer": [TransferTuning("$source:search")]}
+    design = Study(models=["alexnet", "squeezenet"], arms=arms, repeats=6)
+    folder = StudyFolder.create(tmp_path / "study", design, {"label": "test-cpu", "attrs": {}})
+    for cell in folder.plan[:-1]:
+        make_run(TRIALS, model=cell.model).path.rename(folder.path / "runs" / cell.name)
+    folder.refuse(folder.plan[-1], "no schedule <fits>")
+    for model in design.models:
+        latencies = {cell.name: [0.7, 0.71, 0.72, 0.7, 0.7, 0.7] for cell in folder.cells_of(model, 0)}
+        latencies |= {"untuned": [2.5, 2.6, 2.5], "onnxruntime": [0.5] * 6}
+        subjects = {name: {"samples_ms": samples} for name, samples in latencies.items()}
+        folder.write_comparison(model, 0, {"subjects": subjects, "numerics": dict.fromkeys(latencies, 1e-6)})
+    return folder
+
+
+def test_the_report_of_a_study_is_whole_too(study, tmp_path):
+    output = tmp_path / "page.html"
+    assert report(str(study.path), output, margin=0.05) == output
+    page = Page(output.read_text())
+    assert page.fetched == [] and "script" not in page.tags and "link" not in page.tags
+    assert page.tags.count("img") == 1 + 2 + 1  # costs, a model's curves each, one arm that transfers
+    words = " ".join(page.words)
+    for expected in ("alexnet, squeezenet on test-cpu", "3 of 4 cells are done", "no schedule <fits>", "timed repeats",
+                     "transfer against search, over all models: 1 times its latency, 2 pairs of model and seed",
+                     "at least 6 are needed", "tvmlab.study", "$source:search", "Test CPU"):  # fmt: skip
+        assert expected in words, expected
+    assert "Traceback" not in words and "arm_costs" not in words
+
+
+@pytest.mark.slow
+def test_a_study_that_has_just_begun_has_a_report_beside_it(tmp_path):
+    design = Study(models=["alexnet"], arms={"search": [Ansor(max_trials=8)]})
+    folder = StudyFolder.create(tmp_path / "study", design, {"label": "test-cpu", "attrs": {}})
+    assert report(folder) == folder.path / "report.html"
+    assert "No whole model was timed yet." in (folder.path / "report.html").read_text()
+
+
+def test_what_a_studys_report_does_not_have_is_refused(study):
+    with pytest.raises(InputError, match="no parameter 'top': it has margin, confidence"):
+        report(study, top=3)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import psutil
 import pytest
 
 import tvmlab
-from tvmlab import Ansor
+from tvmlab import Ansor, LayoutTuning
 from tvmlab.core import InputError, MissingTool, RecordError, RunError
 from tvmlab.records import RunFolder
 from tvmlab.run import Run
@@ -166,6 +167,38 @@ def test_a_killed_search_process(tiny_experiment, started, tmp_path):
         run.wait()
     earlier = trials_of(run)
     assert_complete(started(tvmlab.resume(run)).wait(), 10, earlier)
+
+
+def test_a_fork_goes_on_from_a_finished_run_and_leaves_it_alone(tiny_run, started, tmp_path):
+    origin = tmp_path / tiny_run.id
+    shutil.copytree(tiny_run.folder.path, origin)
+    before = {path.name: path.read_bytes() for path in origin.iterdir()}
+    step = Ansor(max_trials=3, population=16, generations=1)
+    run = started(tvmlab.fork(origin, [step], time_limit_s=60, name="branch")).wait()
+    assert run.folder.path == tmp_path / "branch" and run.experiment.steps == (*tiny_run.experiment.steps, step)
+    assert_complete(run, 11, trials_of(tiny_run))
+    assert [trial.step for trial in trials_of(run)] == [0] * 8 + [1] * 3
+    assert len([trial for trial in run.folder.trials() if trial.trial == 0]) == 2  # the defaults are not measured again
+    parent = tiny_run.progress
+    assert run.progress.elapsed_s > parent.elapsed_s and run.progress.estimate_ms <= parent.estimate_ms
+    assert run.experiment.time_limit_s == pytest.approx(parent.elapsed_s + 60)
+    told = run.folder.read_json("fork.json")
+    assert told == {"run": tiny_run.id, "trials": 8, "elapsed_s": parent.elapsed_s}
+    assert {path.name: path.read_bytes() for path in origin.iterdir()} == before
+    with pytest.raises(RunError, match="run branch exists"):
+        tvmlab.fork(origin, [step], name="branch")
+
+
+def test_what_cannot_be_forked_is_refused(tiny_run, tiny_experiment, tmp_path):
+    with pytest.raises(InputError, match="needs a step"):
+        tvmlab.fork(tiny_run, [])
+    with pytest.raises(InputError, match="LayoutTuning is not the first step"):
+        tvmlab.fork(tiny_run, [LayoutTuning()])
+    folder = RunFolder.create(tiny_experiment(), tmp_path)
+    folder.write_json("state.json", {**folder.read_json("state.json"), "status": "stopped"})
+    with pytest.raises(RunError, match=r"is stopped: fork it when it is done"):
+        tvmlab.fork(folder, [Ansor()])
+    assert [path.name for path in tmp_path.iterdir()] == [folder.id]
 
 
 def test_a_search_process_that_is_killed_before_it_begins_is_failed_too(tiny_experiment, started, tmp_path):

@@ -8,7 +8,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tvmlab.core import InputError
-from tvmlab.stats import bootstrap_ratio, enough_repeats, median_interval, paired_difference
+from tvmlab.stats import (
+    bootstrap_ratio,
+    enough_pairs,
+    enough_repeats,
+    fewest_pairs,
+    holm,
+    median_interval,
+    paired_difference,
+    paired_ratio,
+    resampled_ratio,
+)
 
 # Ranks of the median's 95 % interval as in tables of the sign test: {n: r}, r-th least to r-th largest.
 RANKS = {6: 1, 8: 1, 9: 2, 10: 2, 12: 3, 15: 4, 20: 6, 25: 8, 30: 10, 50: 18, 100: 40}
@@ -96,6 +106,79 @@ def test_steady_latencies_need_no_more_than_an_interval_does():
     assert enough_repeats([3.0] * 10, 0.01, confidence=0.99) == 8
 
 
+@pytest.mark.parametrize("count", [6, 8, 11, 20])
+@pytest.mark.parametrize("draw", ["normal", "standard_t", "laplace"])
+def test_the_paired_ratio_is_as_sure_as_it_says(count, draw):
+    generator = np.random.default_rng(6)
+    options = {"df": 3} if draw == "standard_t" else {}
+    held = claimed = 0
+    for _ in range(200):
+        found = paired_ratio(1.25 * np.exp(0.1 * getattr(generator, draw)(size=count, **options)), np.ones(count))
+        held += found.low <= 1.25 <= found.high
+        claimed += (
+            paired_ratio(np.exp(0.1 * getattr(generator, draw)(size=count, **options)), np.ones(count))[3] <= 0.05
+        )
+    assert 0.92 <= held / 200 <= 0.99
+    assert claimed / 200 <= 0.08
+
+
+@given(st.lists(st.floats(-1, 1).filter(lambda x: abs(x) > 1e-6), min_size=6, max_size=10))
+def test_the_interval_and_the_test_of_a_paired_ratio_agree(logs):
+    """The interval leaves out 1 where few changes of sign are as extreme: at 6 pairs exactly where none is but two."""
+    found = paired_ratio(np.exp(logs), np.ones(len(logs)))
+    assert found.low <= found.ratio * (1 + 1e-9) and found.ratio <= found.high * (1 + 1e-9)
+    swapped = paired_ratio(np.ones(len(logs)), np.exp(logs))
+    assert swapped.p_value == found.p_value
+    assert (swapped.low, swapped.high) == (pytest.approx(1 / found.high), pytest.approx(1 / found.low))
+    if len(logs) == 6:
+        assert (found.low > 1 or found.high < 1) == (found.p_value <= 0.05)
+
+
+def test_a_paired_ratio_by_hand():
+    found = paired_ratio([1.0, 2.0, 1.0], [2.0, 1.0, 4.0])  # log ratios -1, +1, -2 (times log 2)
+    assert found.ratio == pytest.approx(2 ** (-2 / 3)) and found.pairs == 3 and np.isnan(found.low)
+    # Sums of the eight changes of sign: -4 -2 -2 0 0 2 2 4; at least as far as -2 are six.
+    assert found.p_value == 6 / 8
+
+
+def test_as_few_pairs_as_are_told_can_show_a_difference():
+    for comparisons in (1, 3, 7):
+        least = fewest_pairs(comparisons=comparisons)
+        assert paired_ratio(np.full(least, 2.0), np.ones(least)).p_value * comparisons <= 0.05
+        assert paired_ratio(np.full(least - 1, 2.0), np.ones(least - 1)).p_value * comparisons > 0.05
+
+
+def test_enough_pairs_have_the_power_they_are_told_to_have():
+    generator = np.random.default_rng(7)
+    sigma, difference = 0.04, 0.05
+    count = enough_pairs(np.exp(generator.normal(0, sigma, 500)), difference)
+    assert count == pytest.approx((2.8 * sigma / np.log(1.05)) ** 2 + 1.96**2 / 2, rel=0.2)
+    ratios = (np.exp(generator.normal(np.log(1.05), sigma, count)) for _ in range(400))
+    shown = sum(paired_ratio(found, np.ones(count)).p_value <= 0.05 for found in ratios)
+    assert 0.65 <= shown / 400 <= 0.9
+    assert enough_pairs([1.0, 1.1], difference, comparisons=10) > enough_pairs([1.0, 1.1], difference)
+    assert enough_pairs([1.0, 1.0], difference) == fewest_pairs()
+
+
+def test_holm_is_between_no_correction_and_bonferroni():
+    p_values = np.array([0.04, 0.001, 0.3, 0.02])
+    corrected = holm(p_values)
+    assert corrected.tolist() == [pytest.approx(0.08), 0.004, 0.3, pytest.approx(0.06)]
+    assert ((p_values <= corrected) & (corrected <= 4 * p_values)).all()
+    assert holm([0.9, 0.8]).tolist() == [1.0, 1.0] and holm([]).tolist() == []
+
+
+def test_resampled_ratio_of_one_pair_is_the_bootstrap_ratio():
+    generator = np.random.default_rng(8)
+    a, b = 3 * generator.lognormal(sigma=0.1, size=30), 2 * generator.lognormal(sigma=0.1, size=30)
+    one = resampled_ratio([(a, b)])
+    assert one == pytest.approx(bootstrap_ratio(a, b), rel=1e-9)
+    both = resampled_ratio([(a, b), (b, a)])
+    assert both.value == pytest.approx(1) and both.low < 1 < both.high
+    four = resampled_ratio([(a, b)] * 4)
+    assert four.high - four.low < one.high - one.low  # each pair is resampled on its own
+
+
 @pytest.mark.parametrize(
     ("call", "said"),
     [
@@ -106,6 +189,9 @@ def test_steady_latencies_need_no_more_than_an_interval_does():
         (lambda: bootstrap_ratio([1.0], [0.0]), "zero or negative"),
         (lambda: paired_difference([1, 2], [1, 2, 3]), "2 and 3 samples"),
         (lambda: enough_repeats([1.0] * 9, 0), "relative_width=0"),
+        (lambda: paired_ratio([1.0, 2.0], [1.0]), "2 and 1 values are not pairs"),
+        (lambda: paired_ratio([1.0, 0.0], [1.0, 1.0]), "zero or negative"),
+        (lambda: enough_pairs([1.1], 0.03), "a spread needs two ratios"),
     ],
 )
 def test_unusable_samples_are_refused_with_a_remedy(call, said):

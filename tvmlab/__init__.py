@@ -24,7 +24,10 @@ _PUBLIC = {
     "Repeat": "experiment",
     "Run": "run",
     "RunFolder": "records",
+    "Study": "study_design",
+    "StudyFolder": "study_folder",
     "TaskInfo": "core",
+    "Timed": "study_design",
     "Trial": "core",
     "TransferTuning": "experiment",
     "TrialStatus": "core",
@@ -34,18 +37,30 @@ _PUBLIC = {
     "compare": "compare",
     "compare_operators": "operators",
     "doctor": "doctor",
+    "fork": "run",
     "load_model": "models",
     "models": "models",
+    "descend": "simulation",
+    "pack": "recordings",
     "profile": "profile",
+    "recorded": "recordings",
+    "recorded_space": "simulation",
+    "recorded_spaces": "simulation",
+    "recordings": "recordings",
     "report": "report",
     "resume": "run",
     "runs": "run",
+    "simulate": "simulation",
+    "study": "study",
+    "study_of_the_report": "study_design",
     "target": "targets",
     "targets": "targets",
-    "tasks": "tasks",
+    "space": "overview",
+    "tasks": "overview",
     "tune": "run",
+    "why_layout": "layout_choice",
 }
-_MODULES = ("frames", "plots", "stats")
+_MODULES = ("claims", "descent", "frames", "plots", "published", "stats")
 
 __all__ = [*sorted(_PUBLIC), *_MODULES]
 

@@ -269,7 +269,7 @@ class Strategy(Protocol):
     """Proposes candidates of one task and is told their measurements; it never measures.
 
     `ask` may be called again before the candidates of the last one are told. An empty list means that the space is
-    exhausted.
+    exhausted, or, before those are told, that there is nothing to ask until they are.
     """
 
     name: str
