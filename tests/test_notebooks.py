@@ -8,6 +8,7 @@ from pathlib import Path
 import nbformat
 import papermill
 import pytest
+from papermill.exceptions import PapermillExecutionError
 
 from tvmlab.datafiles import data_dir
 from tvmlab.records import RunFolder
@@ -19,6 +20,10 @@ SMALL = {"model": "squeezenet", "max_trials": 8, "time_limit_s": 60.0}
 
 def stem(path):
     return path.stem
+
+
+def recordings_of(path):
+    return [line.split('"')[1] for cell in code_of(path) for line in cell.splitlines() if "tvmlab.recorded(" in line]
 
 
 def code_of(path):
@@ -40,7 +45,7 @@ def test_is_committed_without_outputs(path):
 def test_measures_nothing_unless_asked_and_opens_recordings_that_the_readme_explains(path):
     assert "LIVE = False" in "".join(code_of(path)[:1])
     assert papermill.inspect_notebook(path)["LIVE"]["default"] == "False"
-    opened = [line.split('"')[1] for cell in code_of(path) for line in cell.splitlines() if "tvmlab.recorded(" in line]
+    opened = recordings_of(path)
     readme = (data_dir("recorded_runs") / "README.md").read_text()
     assert opened
     for name in opened:
@@ -79,7 +84,13 @@ def test_the_first_one_tunes(tmp_path, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("path", RECORDED, ids=stem)
-def test_shows_what_was_recorded(path, tmp_path, monkeypatch):
+def test_shows_what_was_recorded_or_says_what_was_not(path, tmp_path, monkeypatch):
+    there = {archive.name.removesuffix(".tar.xz") for archive in data_dir("recorded_runs").glob("*.tar.xz")}
+    missing = [name for name in recordings_of(path) if name not in there]
+    if missing:
+        with pytest.raises(PapermillExecutionError, match=f"no recording '{missing[0]}'.*record_runs.py makes"):
+            executed(path, tmp_path, monkeypatch, {})
+        return
     outputs = executed(path, tmp_path, monkeypatch, {})
     said = "".join(out["text"] for out in outputs if out.get("name") == "stdout")
     assert len(said) > 200 and "nan" not in said

@@ -196,7 +196,7 @@ def _archive(name: str | Path) -> Path:
         known = sorted(found.name.removesuffix(_ENDING) for found in folder.glob(f"*{_ENDING}"))
         raise InputError(
             f"there is no recording {str(name)!r}",
-            remedy=f"there are {', '.join(known)}" if known else "none exist yet",
+            remedy=f"there are {', '.join(known) or 'none yet'}; record_runs.py makes those of the notebooks",
         )
     return path
 
