@@ -153,7 +153,7 @@ def test_autotvm_can_be_chosen_and_its_tuner_too():
     assert [label for label, _ in step.choice.options] == [cls.__name__ for cls in step_classes()]
     step.choice.value = AutoTVM
     knobs = step.group.knobs
-    assert tuple(knobs["tuner"].control.options) == ("xgb", "genetic", "random", "grid")
+    assert tuple(knobs["tuner"].control.options) == ("xgb", "genetic", "random", "grid", "droplet")
     assert list(knobs) == [name for name in AutoTVM.model_fields if name != "kind"]
     knobs["tuner"].control.value = "genetic"
     knobs["kernel_trials"].control.value = "64"

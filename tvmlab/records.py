@@ -34,6 +34,7 @@ from tvmlab.experiment import Experiment
 __all__ = ["FORMAT", "RunFolder", "State", "TrialWriter", "cut_torn_line", "default_runs_dir"]
 
 FORMAT = 1
+_BESIDE = ("rival", "rival_latencies_s")  # of a trial: most have none
 _LOCK_WAIT_S = 5.0  # a reader that looks at the status holds the lock for an instant
 _STALE_START_S = 120.0  # a search process that has not taken the lock by then never will
 
@@ -292,7 +293,8 @@ class TrialWriter:
 
     def append(self, trial: Trial) -> None:
         """Write one line with a single write call. Raises MissingTool when the disk is full."""
-        line = orjson.dumps(trial, option=orjson.OPT_APPEND_NEWLINE | orjson.OPT_SERIALIZE_NUMPY)
+        row = {name: value for name, value in vars(trial).items() if trial.rival or name not in _BESIDE}
+        line = orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE | orjson.OPT_SERIALIZE_NUMPY)
         try:
             written = self._file.write(line)
         except OSError as error:
