@@ -96,6 +96,7 @@ def test_a_baseline_that_computes_something_else_is_told(comparison):
     assert "torch" not in str(comparison)
 
 
+@pytest.mark.slow
 def test_another_number_of_threads_is_not_kept_for_the_plots(folder, comparison):
     kept = folder.comparison
     other = tvmlab.compare(folder, ["onnxruntime"], repeats=3, threads=comparison.threads + 1)
@@ -109,6 +110,7 @@ def test_it_is_written_to_the_run(folder, comparison):
     assert kept["numerics"] == comparison.numerics
 
 
+@pytest.mark.slow
 def test_several_runs_are_timed_in_the_same_turns(folder, tmp_path):
     other = tmp_path / "other"
     shutil.copytree(folder.path, other)

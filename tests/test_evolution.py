@@ -102,6 +102,7 @@ print(json.dumps([c.key for c in search(evolution(space), 40)]))
 """
 
 
+@pytest.mark.slow
 def test_same_seed_same_candidates_on_a_real_task_also_in_another_process(real_space, tiny_onnx):
     """40 trials: the model on program features has been trained and had its say."""
     command = [sys.executable, "-c", OTHER_PROCESS, str(Path(__file__).parent), tiny_onnx]

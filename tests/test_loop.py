@@ -233,6 +233,7 @@ def test_two_steps_add_up(make_folder, run):
     assert folder.state.steps_done == 2
 
 
+@pytest.mark.slow
 def test_a_resumed_run_passes_over_the_steps_that_are_done(make_folder, run):
     """The first step ended early. Its budget is not spent afterwards, though with other answers it would go on."""
     small = {"population": 16, "generations": 1}

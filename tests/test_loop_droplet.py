@@ -132,6 +132,7 @@ def test_stop_and_resume_reach_the_same_total_and_repeat_nothing(make_folder, ru
         assert not later or later[0].rival  # it goes on where it stood, and does not measure its start again
 
 
+@pytest.mark.slow
 def test_resuming_a_finished_descent_adds_nothing(make_folder, run):
     folder = make_folder(steps=[Ansor(max_trials=8, **SMALL), Droplet(trials=500)])
     before = run(folder)

@@ -136,6 +136,7 @@ def test_a_crash_is_named_and_the_next_candidate_measured(measurer):
     assert len(second.latencies_s) == 2
 
 
+@pytest.mark.slow
 def test_a_kernel_that_never_ends_times_out(measurer):
     started = time.monotonic()
     first, second = measure(measurer, SPINS, RIGHT)
@@ -189,6 +190,7 @@ def test_a_killed_build_worker_costs_one_trial_at_most(measurer):
     assert_still_works(measurer)
 
 
+@pytest.mark.slow
 def test_a_killed_device_worker_costs_one_trial_at_most(measurer):
     assert_still_works(measurer)
     os.kill(measurer._device.pid, signal.SIGKILL)

@@ -97,6 +97,7 @@ def test_what_is_no_convolution_shares_a_row_a_type():
     assert frame.loc["strange", "difference_us"] == pytest.approx(7)
 
 
+@pytest.mark.slow
 def test_a_real_run_beside_onnxruntime(tiny_run):
     frame = tvmlab.compare_operators(tiny_run, repeats=3, threads=1)
     assert frame.loc["conv 3x3", "shape"] == "8->16 @ 14x14"

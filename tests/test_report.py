@@ -159,6 +159,7 @@ def study(make_run, tmp_path):
     return folder
 
 
+@pytest.mark.slow
 def test_the_report_of_a_study_is_whole_too(study, tmp_path):
     output = tmp_path / "page.html"
     assert report(str(study.path), output, margin=0.05) == output

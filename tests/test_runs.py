@@ -123,6 +123,7 @@ def test_a_run_shows_itself(tiny_run):
     assert "8/8 trials" in tiny_run._repr_html_()
 
 
+@pytest.mark.slow
 def test_stop_and_resume(tiny_experiment, started, tmp_path):
     run = started(tvmlab.tune(tiny_experiment(max_trials=8), tmp_path))
     after_trials(run, 2)
@@ -239,6 +240,7 @@ def test_a_time_limit_ends_a_run(tiny_experiment, started, tmp_path):
     assert run.progress.elapsed_s < 20
 
 
+@pytest.mark.slow
 def test_wait_gives_up_after_its_timeout_and_the_run_goes_on(tiny_experiment, started, tmp_path):
     run = started(tvmlab.tune(tiny_experiment(max_trials=1000), tmp_path))
     started_s = time.monotonic()

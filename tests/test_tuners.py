@@ -67,6 +67,7 @@ def best_after(tuner, trials, seeds=range(9)):
     return median(best / min(t.latency_s for t in trials if t.ok) for trials in found)
 
 
+@pytest.mark.slow
 def test_annealing_is_near_the_best_after_few_trials():
     """A tenth of the space measured."""
     assert best_after(Annealing, 48) > 0.98 > best_after(RandomSearch, 48)
