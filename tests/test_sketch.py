@@ -189,7 +189,7 @@ def test_the_plainest_point_is_not_tiled(space):
 @pytest.mark.slow
 @pytest.mark.parametrize("kernel_class", ["conv2d+relu", "matmul+add"])
 def test_neighbours_in_a_cuda_space(tiny_model, kernel_class):
-    """From a valid point about three quarters of them are valid; no GPU is needed to see that."""
+    """From a valid point at least two in five of them are valid; no GPU is needed to see that."""
     h100 = target("nvidia/nvidia-h100")
     task = next(t for t in extract(tiny_model, h100) if t.info.kernel_class == kernel_class)
     space = SketchSpace(task.key, task.module, h100.to_tvm())
