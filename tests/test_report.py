@@ -86,7 +86,7 @@ def test_tables_are_escaped_and_say_dashes_for_nan():
     import pandas as pd
 
     page = table_html(pd.DataFrame({"task": ["<b>"], "best_us": [float("nan")], "trials": [3]}))
-    assert "<td class='text'>&lt;b&gt;</td>" in page and "<td>–</td>" in page and "<td>3</td>" in page
+    assert "<td class='text short'>&lt;b&gt;</td>" in page and "<td>–</td>" in page and "<td>3</td>" in page
     facts = facts_html({"machine": {"cpu": "<x>", "cores": 2}, "nothing": None, "changed": False})
     assert "<th>machine.cpu</th><td>&lt;x&gt;</td>" in facts and "nothing" not in facts
     assert "<th>changed</th><td>False</td>" in facts

@@ -78,11 +78,13 @@ def arm_curves(curves: pd.DataFrame, model: str, *, ax: Axes | None = None) -> A
     if shown.empty:
         raise InputError(f"there is no curve of {model!r}", remedy=f"there are {', '.join(curves['model'].unique())}")
     ax = ax if ax is not None else new_axes(8.0, 4.0)
-    for color, ((arm, source), part) in zip(cycle(COLORS), shown.groupby(["arm", "source"], sort=False)):
+    for number, ((arm, source), part) in enumerate(shown.groupby(["arm", "source"], sort=False)):
+        color = COLORS[number % len(COLORS)]
+        dashes = ("-", "--", ":")[number // len(COLORS) % 3]  # more lines than colours are told apart by these
         band = _band(part)
         label = f"{arm} from {source}" if source else arm
         ax.fill_between(band["x"], band["low"], band["high"], step="post", color=color, alpha=0.15, lw=0)
-        ax.step(band["x"], band["median"], where="post", color=color, lw=1.6, label=label)
+        ax.step(band["x"], band["median"], where="post", color=color, ls=dashes, lw=1.6, label=label)
     ax.set_yscale("log")
     ax.yaxis.set_major_formatter(lambda value, _: f"{value:,g}")
     ax.yaxis.set_minor_formatter(lambda value, _: f"{value:,g}" if f"{value:e}"[0] in "25" else "")

@@ -28,6 +28,7 @@ __all__ = ["code", "facts_html", "findings", "heading", "report", "study_heading
 _TEMPLATES = Path(__file__).with_name("templates")
 _RUN = _TEMPLATES / "report.ipynb"
 _STUDY = _TEMPLATES / "study.ipynb"
+_SHORT = 24  # letters of a text that is not broken into lines
 
 
 def report(run: Any, output: str | Path | None = None, **parameters: Any) -> Path:
@@ -152,8 +153,10 @@ def table_html(frame: pd.DataFrame) -> str:
     shown = frame.reset_index(drop=True).rename(columns=lambda name: str(name).replace("_", " "))
     body = shown.to_html(index=False, border=0, na_rep="–", float_format=_number)
     for name in shown.columns[[not pd.api.types.is_numeric_dtype(kind) for kind in shown.dtypes]]:
-        for text in {html.escape(str(value), quote=False) for value in shown[name]}:
-            body = body.replace(f"<td>{text}</td>", f"<td class='text'>{text}</td>")
+        texts = {html.escape(str(value), quote=False) for value in shown[name]}
+        kind = "text" if max(map(len, texts), default=0) > _SHORT else "text short"
+        for text in texts:
+            body = body.replace(f"<td>{text}</td>", f"<td class='{kind}'>{text}</td>")
     return f"<div class='wide'>{body}</div>"
 
 

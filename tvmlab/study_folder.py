@@ -216,7 +216,7 @@ class StudyFolder:
             "speedup": untuned / ours,
             "vs_onnxruntime": ours / other,
             "search_s": state.elapsed_s,
-            "source_search_s": sum(self._searched(name) for names in cell.sources.values() for name in names),
+            "source_search_s": sum(self.state_of(other).elapsed_s for other in self._read_by(cell)),
             "trials": state.trials,
             "max_error": timed.get("numerics", {}).get(cell.name, math.nan),
             "repeats": len(timed.get("subjects", {}).get(cell.name, {}).get("samples_ms", ())),
@@ -224,8 +224,14 @@ class StudyFolder:
             "message": state.message,
         }
 
-    def _searched(self, name: str) -> float:
-        return next(self.state_of(cell).elapsed_s for cell in self.plan if cell.name == name)
+    def _read_by(self, cell: Cell) -> list[Cell]:
+        """The cells that a cell, or one that it branches from, transfers from, each once."""
+        cells = {other.name: other for other in self.plan}
+        names = {name for sources in cell.sources.values() for name in sources}
+        while cell.parent:
+            cell = cells[cell.parent]
+            names |= {name for sources in cell.sources.values() for name in sources}
+        return [cells[name] for name in sorted(names)]
 
     def samples(self) -> pd.DataFrame:
         """Every timed inference: model, source, arm (also "untuned" and "onnxruntime"), seed, repeat, latency_ms.
