@@ -22,7 +22,7 @@ MODELS = {
     "SSD512 ResNet50 V1 voc": "ssd512_resnet50_backbone",
 }
 _OURS = ("model", "seed", "tasks", "representatives", "poor", "full_s", "selective_s", "time", "full_trials",
-         "selective_trials", "full_ms", "selective_ms", "untuned_ms", "onnxruntime_ms", "performance",
+         "selective_trials", "full_ms", "selective_ms", "onnxruntime_ms", "performance",
          "performance_low", "performance_high")  # fmt: skip
 
 

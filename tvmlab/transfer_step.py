@@ -163,6 +163,7 @@ class Spaces:
 
     @property
     def sketches(self) -> SketchSpace:
+        """Its generated sketches."""
         if self._sketches is None:
             self._sketches = SketchSpace(self._key, self.module, self._target)
         return self._sketches

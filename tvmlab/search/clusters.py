@@ -24,8 +24,8 @@ def clusters(rates: Any, least: float, costs: Sequence[float]) -> list[Cluster]:
 
     `rates` is symmetric, of shape (n, n); two tasks are joined by an edge if their rate is `least` or more. Maximal
     cliques overlap, which the RFC leaves open: here the largest (of equals the most similar, then the first) becomes a
-    cluster and its tasks leave the graph, until none is left. A cluster's representative has the highest sum of rates to
-    its others; of equals, as in every pair, the one of the highest cost. Raises InputError for no tasks, or a matrix
+    cluster and its tasks leave the graph, until none is left. A cluster's representative has the highest sum of rates
+    to its others; of equals, as in every pair, the one of the highest cost. Raises InputError for no tasks, or a matrix
     that is not of theirs.
 
     >>> clusters([[1, .9, 0], [.9, 1, .6], [0, .6, 1]], least=0.5, costs=[1, 2, 3])

@@ -4,8 +4,8 @@ The RFC takes the share of points that two spaces have in common. Taken literall
 a dozen decisions, the outermost part of each tile names the loop's own extent, and so nearly all pairs share nothing.
 Here, knob by knob:
 
-- The outermost part of a tile is left out, as AutoTVM's spaces leave it to be inferred: [7, 4, 2] and [14, 4, 2] are one
-  value. Compute locations, whose values depend on the tiles, are left out too.
+- The outermost part of a tile is left out, as AutoTVM's spaces leave it to be inferred: [7, 4, 2] and [14, 4, 2] are
+  one value. Compute locations, whose values depend on the tiles, are left out too.
 - A knob's rate is the number of values that both have over the number that either has (Jaccard); knobs where neither
   has a choice say nothing.
 - The rate of two spaces is the geometric mean over the knobs. A product, which is what the share of points comes to,
