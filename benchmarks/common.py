@@ -4,7 +4,9 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -68,6 +70,24 @@ def save_model(path: Path, nodes: list, shape_in: tuple, shape_out: tuple, weigh
     )
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), path)
     return str(path)
+
+
+def kept(path: Path | None, what: dict[str, Any], measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """A row of a file of JSON lines; it is measured and appended if the file has none that says `what`.
+
+    So a long benchmark can be interrupted, and spread over days: what is compared within a row was measured together.
+    """
+    if path is not None and path.exists():
+        for line in path.read_text().splitlines():
+            row = json.loads(line)
+            if what.items() <= row.items():
+                return row
+    row = {**what, **measure()}
+    print(json.dumps(row), flush=True)
+    if path is not None:
+        with path.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+    return row
 
 
 def report(benchmark: str, ratio: float, low: float, high: float, goal: float) -> None:

@@ -1,8 +1,9 @@
 """Kernel latency after a descent, tvmlab's Droplet over TVM's `PostOpt`: same database, same number of candidates.
 
-    python benchmarks/droplet.py [--kernel NAME ...] [--seeds 5] [--trials 64] [--budget 100] [--quick]
+    python benchmarks/droplet.py [--kernel NAME ...] [--seeds 5] [--trials 16] [--budget 100] [--rows FILE] [--quick]
 
-For each kernel and seed a short Ansor search makes the database. `PostOpt` gets a copy of it and at most `--budget`
+For each kernel and seed a short Ansor search makes the database: short, because a descent has nothing to find where a
+search has found it; `--trials 64` shows that. `PostOpt` gets a copy of it and at most `--budget`
 candidates; it stops by itself, mostly long before. Droplet then gets exactly as many as upstream tried to build, failed
 ones counted, its start among them. Their best schedules, as each database gives them, are timed in turns, and so is
 ours against the start: a gain that is claimed has to show there again.
@@ -24,14 +25,16 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import HERE, report
+from common import HERE, kept, report
 from kernels import KERNELS, best_of, compare, model_of, task_of
 
 import tvmlab
+from tvmlab import descent
 from tvmlab.compat import DATABASE_FILES, read_database
 from tvmlab.core import Candidate
 from tvmlab.experiment import Ansor, Droplet, Experiment
@@ -83,16 +86,13 @@ def row_of(name: str, seed: int, trials: int, budget: int, folder: Path) -> dict
     best = best_of(ours, task, cpu)
     beside_theirs = compare(best, as_upstream_has_it(theirs, task, cpu), task, cpu)
     beside_start = compare(best, best_of(start, task, cpu), task, cpu)
-    claimed = np.median(min((t.latencies_s for t in ours.trials() if t.ok and t.trial), key=np.median))
-    first = next(t for t in ours.trials() if t.trial == 1)
+    claimed = descent.summary(ours)["gain"].iloc[0]
     return {
-        "kernel": name,
-        "seed": seed,
         "ours_us": round(float(np.median(beside_theirs[0])) * 1e6, 2),
         "theirs_us": round(float(np.median(beside_theirs[1])) * 1e6, 2),
         **_rounded("ratio", bootstrap_ratio(*beside_theirs)),
         **_rounded("over_start", bootstrap_ratio(*beside_start)),
-        "claimed_over_start": round(float(claimed / np.median(first.latencies_s)), 4),
+        "claimed_over_start": round(1 - float(claimed), 4),
         "candidates": upstream["tried"],
         "ran": {"ours": sum(t.ok for t in ours.trials() if t.trial), "theirs": upstream["ran"]},
         "seconds": {"ours": round(ours.state.elapsed_s, 1), "theirs": round(upstream["seconds"], 1)},
@@ -112,20 +112,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kernel", action="append", choices=KERNELS, help="repeat for several (default: all six)")
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--trials", type=int, default=64, help="of the search that makes the database")
+    parser.add_argument("--trials", type=int, default=16, help="of the search that makes the database")
     parser.add_argument("--budget", type=int, default=100, help="most candidates that upstream may try")
     parser.add_argument("--folder", type=Path, help="where the runs are kept (default: a temporary folder)")
-    parser.add_argument("--quick", action="store_true", help="one kernel, one seed, a database of 32 trials")
+    parser.add_argument("--rows", type=Path, help="rows that this file has are not measured again; others are added")
+    parser.add_argument("--quick", action="store_true", help="one kernel, one seed")
     asked = parser.parse_args()
     names = asked.kernel or (KERNELS[:1] if asked.quick else KERNELS)
-    seeds, trials = (1, 32) if asked.quick else (asked.seeds, asked.trials)
+    seeds = 1 if asked.quick else asked.seeds
     folder = asked.folder or Path(tempfile.mkdtemp(prefix="droplet-"))
     folder.mkdir(parents=True, exist_ok=True)
     rows = []
     for seed in range(seeds):
         for name in names:
-            rows.append(row_of(name, seed, trials, asked.budget, folder))
-            print(json.dumps(rows[-1]), flush=True)
+            what = {"kernel": name, "seed": seed, "trials": asked.trials, "budget": asked.budget}
+            rows.append(kept(asked.rows, what, partial(row_of, name, seed, asked.trials, asked.budget, folder)))
     for name in names:
         mine = [row for row in rows if row["kernel"] == name]
         found = paired_ratio(*([row[column] for row in mine] for column in ("ours_us", "theirs_us")))

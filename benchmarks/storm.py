@@ -1,6 +1,7 @@
 """A short search and a descent against a long search, per kernel: latency, and wall time.
 
-    python benchmarks/storm.py [--kernel NAME ...] [--seeds 5] [--storm 300] [--drops 100] [--long 1000] [--quick]
+    python benchmarks/storm.py [--kernel NAME ...] [--seeds 5] [--storm 300] [--drops 100] [--long 1000] [--rows FILE]
+                               [--quick]
 
 "Explore as a Storm, Exploit as a Raindrop" (Canesche et al., 2024) has it that 300 trials of Ansor and a droplet search
 reach what 1,000 trials of Ansor do in less time. The two are independent runs of the same seed. Their best kernels are
@@ -11,13 +12,13 @@ interval of the paired randomization test (tvmlab.stats.paired_ratio; at least 6
 """
 
 import argparse
-import json
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import report
+from common import kept, report
 from kernels import KERNELS, best_of, compare, model_of, task_of
 
 import tvmlab
@@ -49,8 +50,6 @@ def row_of(name: str, seed: int, storm: int, drops: int, long: int, folder: Path
     samples = compare(best_of(short, task, cpu), best_of(whole, task, cpu), task, cpu)
     ratio = bootstrap_ratio(*samples)
     return {
-        "kernel": name,
-        "seed": seed,
         "short_us": round(float(np.median(samples[0])) * 1e6, 2),
         "long_us": round(float(np.median(samples[1])) * 1e6, 2),
         "ratio": round(ratio.value, 4),
@@ -71,6 +70,7 @@ def main() -> None:
     parser.add_argument("--drops", type=int, default=100, help="most trials of the descent after it")
     parser.add_argument("--long", type=int, default=1000, help="trials of the long search")
     parser.add_argument("--folder", type=Path, help="where the runs are kept (default: a temporary folder)")
+    parser.add_argument("--rows", type=Path, help="rows that this file has are not measured again; others are added")
     parser.add_argument("--quick", action="store_true", help="one kernel, one seed, a tenth of the trials")
     asked = parser.parse_args()
     names = asked.kernel or (KERNELS[:1] if asked.quick else KERNELS)
@@ -81,8 +81,8 @@ def main() -> None:
     rows = []
     for seed in range(1 if asked.quick else asked.seeds):
         for name in names:
-            rows.append(row_of(name, seed, storm, drops, long, folder))
-            print(json.dumps(rows[-1]), flush=True)
+            what = {"kernel": name, "seed": seed, "storm": storm, "drops": drops, "long": long}
+            rows.append(kept(asked.rows, what, partial(row_of, name, seed, storm, drops, long, folder)))
     for benchmark, columns in (("storm.wall_time", ("short_s", "long_s")), ("storm", ("short_us", "long_us"))):
         found = paired_ratio(*([row[column] for row in rows] for column in columns))
         report(benchmark, found.ratio, found.low, found.high, GOALS[benchmark])

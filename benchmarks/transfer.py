@@ -1,22 +1,26 @@
 """How much of a full search's speed-up transfer-tuning finds, and in what share of its time, over pairs of models.
 
-    python benchmarks/transfer.py [--seeds 5] [--full ansor] [--trials 200] [--transferred 16] [--quick]
+    python benchmarks/transfer.py [--seeds 5] [--full ansor] [--trials 200] [--transferred 16] [--rows FILE] [--quick]
 
 For each seed every model is searched in full; then every other model's schedules are transferred to it. The share is
 (untuned / transferred - 1) / (untuned / full - 1) of end-to-end latencies, all compiled models timed in turns; the time
-is that of the whole search process, importing the model and measuring its default schedules included. `--full best` is
-tvmlab.best(model), packed layouts and templates, in place of an Ansor search of NCHW. With --runs-dir what is there
-already is not done again.
+is that of the whole search process, importing the model and measuring its default schedules included; the transfer is
+given a tenth of the full search's. `--full best` is
+tvmlab.best(model), packed layouts and templates, in place of an Ansor search of NCHW. With --runs-dir the
+runs that are there already are not done again, with --rows whole pairs.
 """
 
 import argparse
 import json
 import tempfile
+from functools import partial
 from itertools import permutations
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import numpy as np
+from common import kept
 
 import tvmlab
 from tvmlab.compare import compare
@@ -59,8 +63,15 @@ def pair(source: str, target: str, seed: int, asked: argparse.Namespace) -> dict
         for name in (source, target)
     }
     step = TransferTuning(runs[source].id, trials_per_kernel=asked.transferred)
+    whole, tuning_s = wall_s(runs[target]), runs[target].state.elapsed_s
     experiment = Experiment(
-        model=target, target="cpu", seed=seed, steps=(step,), measure=runs[target].experiment.measure
+        model=target,
+        target="cpu",
+        seed=seed,
+        steps=(step,),
+        measure=runs[target].experiment.measure,
+        # What is left of a tenth of the full search's time, after the start and the import that both have.
+        time_limit_s=max(TIME * whole - (whole - tuning_s), 1.0),
     )
     moved = search(experiment, asked.runs_dir, f"{source}-to-{target}-{asked.full}-s{seed}")
     timed = compare(moved, ["untuned", runs[target].id], repeats=asked.repeats).subjects
@@ -70,7 +81,8 @@ def pair(source: str, target: str, seed: int, asked: argparse.Namespace) -> dict
         "full_ms": best,
         "transferred_ms": transferred,
         "share": (untuned / transferred - 1) / (untuned / best - 1),
-        "time": wall_s(moved) / wall_s(runs[target]),
+        "time": wall_s(moved) / whole,
+        "full_s": whole,
     }
 
 
@@ -92,17 +104,19 @@ def main() -> None:
     parser.add_argument("--transferred", type=int, default=16, help="most schedules tried for a kernel")
     parser.add_argument("--repeats", type=int, default=20)
     parser.add_argument("--runs-dir", type=Path, default=None)
+    parser.add_argument("--rows", type=Path, help="rows that this file has are not measured again; others are added")
     parser.add_argument("--quick", action="store_true", help="resnet18 to squeezenet, one seed, small budgets")
     asked = parser.parse_args()
     asked.runs_dir = asked.runs_dir or Path(tempfile.mkdtemp(prefix="transfer-"))
     pairs = list(permutations(asked.models, 2))
     if asked.quick:
         asked.seeds, asked.trials, asked.transferred, asked.repeats, pairs = 1, 4, 2, 3, [("resnet18", "squeezenet")]
-    rows: dict[tuple[str, str], list[dict[str, float]]] = {names: [] for names in pairs}
+    rows: dict[tuple[str, str], list[dict[str, Any]]] = {names: [] for names in pairs}
     for seed in range(asked.seeds):
         for names in pairs:
-            rows[names].append(pair(*names, seed, asked))
-            print(f"{names[0]} to {names[1]}, seed {seed}: {json.dumps(rows[names][-1])}", flush=True)
+            budgets = {"full": asked.full, "trials": asked.trials, "transferred": asked.transferred}
+            what = {"source": names[0], "target": names[1], "seed": seed, **budgets}
+            rows[names].append(kept(asked.rows, what, partial(pair, *names, seed, asked)))
     for (source, target), found in rows.items():
         shares, times = ([row[name] for row in found] for name in ("share", "time"))
         print(f"{source:>10} to {target:<10} share {interval(shares)}, of the time {interval(times)}")

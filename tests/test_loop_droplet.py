@@ -8,7 +8,8 @@ import pytest
 from fake_measurer import FakeMeasurer, keys, stop_after
 from tvm.s_tir import Schedule
 
-from tvmlab import strategies
+from tvmlab import frames, strategies
+from tvmlab.compat import read_database
 from tvmlab.core import InputError
 from tvmlab.experiment import Ansor, AutoTVM, Droplet, Repeat
 from tvmlab.search_process import search
@@ -70,6 +71,40 @@ def test_the_incumbent_is_always_the_fastest_of_those_told(make_folder, run):
         rivals = list(dict.fromkeys(trial.rival for trial in found if trial.rival))
         assert [latency[rival] for rival in rivals] == sorted((latency[rival] for rival in rivals), reverse=True)
     assert any(len({t.rival for t in found if t.rival}) > 1 for found in of_step(trials, 1).values())
+
+
+class Drifting(FakeMeasurer):
+    """Every batch is measured on a machine half as fast as for the batch before: a pair keeps its ratio."""
+
+    def measure(self, candidates):
+        self.slower = 2 * getattr(self, "slower", 0.5)
+        for measured in super().measure(candidates):
+            yield replace(
+                measured,
+                latencies_s=[self.slower * second for second in measured.latencies_s],
+                rival_latencies_s=[self.slower * second for second in measured.rival_latencies_s],
+            )
+
+
+def test_a_machine_that_slows_down_hides_no_gain(make_folder, run):
+    """Latencies of a descent are on the clock of its start, in the frame and in TVM's database too."""
+    folder = make_folder(steps=[Ansor(max_trials=8, **SMALL), Droplet(trials=12)])
+    trials = run(folder, Drifting())
+    shown = frames.trials(folder).set_index("trial")["latency_us"]
+    in_database = [
+        min(map(float, record.run_secs)) for record in read_database(folder.path, "llvm").get_all_tuning_records()
+    ]
+    moved = 0
+    for found in of_step(trials, 1).values():
+        for trial in (trial for trial in found if trial.ok and trial.rival):
+            assert trial.reference_s > 0
+            (first, *_) = [t for t in trials if t.key == trial.rival and t.task_key == trial.task_key]
+            ratio = trial.latencies_s[0] / trial.rival_latencies_s[0]
+            assert trial.latency_s == pytest.approx(first.latency_s * ratio)
+            assert shown[trial.trial] == pytest.approx(trial.latency_s * 1e6)
+            assert any(second == pytest.approx(trial.latency_s) for second in in_database)
+            moved += trial.latency_s < first.latency_s < trial.latencies_s[0]
+    assert moved  # some gain would not have been seen
 
 
 def test_without_records_it_starts_from_the_plainest_point(make_folder, run, tiny_tasks, cpu):

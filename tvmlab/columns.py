@@ -12,7 +12,7 @@ import numpy as np
 import orjson
 import pandas as pd
 
-from tvmlab.core import RecordError, TaskInfo, TrialStatus
+from tvmlab.core import RecordError, TaskInfo, TrialStatus, on_one_clock
 from tvmlab.records import RunFolder
 
 __all__ = ["COLUMNS", "DETAILS", "PER_RUN", "TrialReader", "identity"]
@@ -101,7 +101,7 @@ class TrialReader:
             for name in names:
                 block[name].extend([row[name] for row in rows])
             if self._timed:
-                samples = [row["latencies_s"] for row in rows]
+                samples = [_samples(row) if "reference_s" in row else row["latencies_s"] for row in rows]
                 block["repeats"].extend(map(len, samples))
                 block["samples"].extend(chain.from_iterable(samples))
             count += len(rows)
@@ -196,6 +196,13 @@ def _slowly(folder: RunFolder, lines: list[bytes]) -> list[dict[str, Any]]:
     except orjson.JSONDecodeError:
         deque(folder.rows(), maxlen=0)
         raise
+
+
+def _samples(row: dict[str, Any]) -> list[float]:
+    """The repeats of a trial that was timed in turns with a rival, as `Trial.samples_s` has them."""
+    if not row["reference_s"]:
+        return row["latencies_s"]
+    return on_one_clock(row["latencies_s"], row["rival_latencies_s"], row["reference_s"])
 
 
 def _latencies(block: dict[str, list[Any]], ok: np.ndarray) -> dict[str, np.ndarray]:

@@ -30,6 +30,7 @@ __all__ = [
     "Trial",
     "TrialStatus",
     "TvmlabError",
+    "on_one_clock",
 ]
 
 
@@ -156,7 +157,8 @@ class Trial:
     `trial` counts from 1 over the whole run; 0 marks the default (unscheduled) kernel, measured once per task.
     `latencies_s` holds every repeat in seconds and is empty unless `status` is ok. `elapsed_s` is the tuning
     time of the run when the trial ended; `time_s` the wall clock (Unix time, seconds). Where the candidate was timed
-    in turns with another, `rival` is the other's key and `rival_latencies_s[i]` its latency beside `latencies_s[i]`.
+    in turns with another, `rival` is the other's key and `rival_latencies_s[i]` its latency beside `latencies_s[i]`;
+    `reference_s` is the rival's latency as the run had it before (0: not known), to put the pairs on one clock.
     """
 
     task_key: str
@@ -175,6 +177,7 @@ class Trial:
     message: str = ""
     rival: str = ""
     rival_latencies_s: Sequence[float] = ()
+    reference_s: float = 0.0
 
     @property
     def ok(self) -> bool:
@@ -183,8 +186,27 @@ class Trial:
 
     @property
     def latency_s(self) -> float | None:
-        """Median of the repeats in seconds; None for a failed trial."""
-        return median(self.latencies_s) if self.ok else None
+        """Median of the samples in seconds; None for a failed trial."""
+        return median(self.samples_s) if self.ok else None
+
+    @property
+    def samples_s(self) -> Sequence[float]:
+        """The repeats in seconds; beside a rival, without what the machine drifted since that was first measured."""
+        if not self.reference_s:
+            return self.latencies_s
+        return on_one_clock(self.latencies_s, self.rival_latencies_s, self.reference_s)
+
+
+def on_one_clock(latencies_s: Sequence[float], rival_latencies_s: Sequence[float], reference_s: float) -> list[float]:
+    """What a candidate's repeats would have been when its rival took `reference_s`: each pair's ratio times that.
+
+    A machine that is 10 % slower than it was slows both of a pair: only the ratio is kept, so that the latencies of a
+    descent can be compared with each other and with what the search before it measured.
+
+    >>> on_one_clock([1.1, 2.2], [2.2, 4.4], 2.0)
+    [1.0, 1.0]
+    """
+    return [reference_s * ours / theirs for ours, theirs in zip(latencies_s, rival_latencies_s, strict=True)]
 
 
 ALGORITHMS = ("direct", "winograd2", "winograd4")

@@ -33,8 +33,8 @@ def summary(run: Any) -> pd.DataFrame:
     """The droplet searches of runs, one row a run, task and step: run, task, task_key, step, tried, moves, start_us,
     end_us, gain.
 
-    `start_us` is the start's latency as it was measured again beside its first neighbour, `end_us` that of the last
-    point moved to, and `gain` what the moves saved: each move's ratio multiplied, as pairs that share what drifts.
+    `start_us` is the start's latency, `end_us` that of the last point moved to, and `gain` what the moves saved: each
+    move's ratio multiplied, as pairs that share what drifts.
     """
     rows = []
     for folder in frames.folders(run):
@@ -97,8 +97,9 @@ def of_trials(
     Columns: order (from 1), trial (its number in the run), outcome ("moved": it became the incumbent, "faster": in
     every pair, but another of its batch was chosen or the search ended, "rejected", "failed", "start": timed without a
     rival), changed (the knobs in which it differs from its rival), change (in words), latency_us (median), rival_us
-    (the incumbent's median in the same turns), ratio (median of the pairs' ratios, below 1: faster), pairs, incumbent
-    (which one it was beside: the number of moves that led there), status, key.
+    (the incumbent's; both without what the machine drifted since the incumbent was first measured), ratio (median of
+    the pairs' ratios, below 1: faster), pairs, incumbent (which one it was beside: the number of moves that led there),
+    status, key.
 
     For a space whose points are numbered, `space` names the knobs. `step` is the stage of the experiment, where droplet
     searched in several; the first, if it is not given. Whether the search moved once more at its very end is found as
@@ -197,7 +198,7 @@ def _latencies(trial: Trial) -> dict[str, Any]:
     pairs = len(trial.rival_latencies_s) if trial.ok else 0
     return {
         "latency_us": np.nan if trial.latency_s is None else trial.latency_s * 1e6,
-        "rival_us": median(trial.rival_latencies_s) * 1e6 if trial.rival_latencies_s else np.nan,
+        "rival_us": (trial.reference_s or median(trial.rival_latencies_s)) * 1e6 if pairs else np.nan,
         "ratio": _ratio(trial) if pairs else np.nan,
         "pairs": pairs,
     }

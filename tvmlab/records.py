@@ -35,7 +35,7 @@ from tvmlab.experiment import Experiment
 __all__ = ["FORMAT", "RunFolder", "State", "TrialWriter", "cut_torn_line", "default_runs_dir"]
 
 FORMAT = 1
-_BESIDE = ("rival", "rival_latencies_s")  # of a trial: most have none
+_BESIDE = ("rival", "rival_latencies_s", "reference_s")  # of a trial: most have none
 _LOCK_WAIT_S = 5.0  # a reader that looks at the status holds the lock for an instant
 _STALE_START_S = 120.0  # a search process that has not taken the lock by then never will
 

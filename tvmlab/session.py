@@ -50,6 +50,7 @@ class Session:
         self._default_s: dict[str, float] = {}
         self._best_s: dict[str, float] = {}
         self._trial_s: dict[str, float] = {}
+        self._program_s: dict[tuple[str, str], float] = {}  # when it was first measured, by task and program
         for trial in folder.trials():
             self._remember(trial)
         self._writer = TrialWriter(folder)
@@ -176,6 +177,7 @@ class Session:
             message=measured.message,
             rival=candidate.rival.key if candidate.rival and measured.rival_latencies_s else "",
             rival_latencies_s=measured.rival_latencies_s,
+            reference_s=self._reference_s(candidate) if measured.rival_latencies_s else 0.0,
         )
         # On a GPU the default schedule is made by rules, not by a trace, so there is none to offer.
         if trial.ok and not (is_default and self.target.kind == "cuda"):
@@ -185,10 +187,16 @@ class Session:
         self.trials = max(self.trials, trial.trial)
         return trial
 
+    def _reference_s(self, candidate: Candidate) -> float:
+        """The latency of a candidate's rival when this run first measured it, in seconds; 0 if it never did."""
+        assert candidate.rival is not None
+        return self._program_s.get((candidate.task_key, candidate.rival.key), 0.0)
+
     def _remember(self, trial: Trial) -> None:
         self.history.append(trial)
         latency = trial.latency_s
         if latency is not None:
+            self._program_s.setdefault((trial.task_key, trial.key), latency)
             if trial.trial == 0:
                 self._default_s[trial.task_key] = latency
             else:
@@ -202,7 +210,7 @@ class Session:
             meta_schedule.database.TuningRecord(
                 candidate.payload.trace,
                 self.database.commit_workload(module),
-                list(trial.latencies_s),
+                list(trial.samples_s),
                 self.target.to_tvm(),
                 meta_schedule.arg_info.ArgInfo.from_prim_func(module["main"]),
             )

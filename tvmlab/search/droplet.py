@@ -257,8 +257,7 @@ class Droplet:
             return
         ratio = _ratio(trial)
         if ratio is not None:
-            beside = self._scores.setdefault(trial.rival, median(trial.rival_latencies_s))
-            latency = ratio * beside
+            self._scores.setdefault(trial.rival, trial.reference_s or median(trial.rival_latencies_s))
         elif self._incumbent is not None and self._incumbent.key in self._scores:
             ratio = latency / self._scores[self._incumbent.key]
         self._scores[trial.key] = latency
