@@ -9,10 +9,10 @@ gives the faster model. Time is that of the whole search process, importing the 
 and finding the clusters included.
 
 A row of JSON a model and seed; with `--rows FILE` they are appended to that file, and rows of the same model, seed,
-steps and time limit that are there already are not measured again, so that rows may be added one at a time
-(`--rows data/selective/rows.jsonl` is what notebook 07 shows). The last line has the geometric means over the models
-(the median of each one's seeds) with the 95 % interval of the randomization test (tvmlab.stats.paired_ratio; null below
-6 models), and the arithmetic means, as the RFC has them.
+engine, steps and time limit that are there already are not measured again, so that rows may be added one at a time
+(`--rows data/selective/rows.jsonl` is what notebook 07 shows: keep one experiment in it). The last line has the
+geometric means over the models (the median of each one's seeds) with the 95 % interval of the randomization test
+(tvmlab.stats.paired_ratio; null below 6 models), and the arithmetic means, as the RFC has them.
 """
 
 import argparse
@@ -20,10 +20,12 @@ import json
 import math
 import tempfile
 import zlib
+from functools import partial
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
+from common import kept
 from transfer import search, wall_s
 
 import tvmlab
@@ -46,7 +48,7 @@ def steps(asked: argparse.Namespace) -> tuple[Any, Selective]:
     else:
         full = AutoTVM(kernel_trials=asked.trials, **shared)
     selective = Selective(
-        _top(asked.top),
+        asked.top,
         engine=asked.engine,
         trials_per_kernel=asked.trials,
         similarity=asked.similarity,
@@ -54,10 +56,6 @@ def steps(asked: argparse.Namespace) -> tuple[Any, Selective]:
         **shared,
     )
     return full, selective
-
-
-def _top(text: str) -> int | str:
-    return int(text) if text.isdecimal() else text
 
 
 def tuned(model: str, seed: int, step: Any, asked: argparse.Namespace) -> RunFolder:
@@ -77,8 +75,6 @@ def row_of(model: str, seed: int, asked: argparse.Namespace) -> dict[str, Any]:
     performance = bootstrap_ratio(samples[full.id], samples["tvmlab"])
     table = frames.selective(selective)
     return {
-        **identity(model, seed, asked),
-        "engine": asked.engine,
         "machine": selective.environment["machine"],
         "versions": selective.environment["versions"],
         "tasks": len(table),
@@ -96,21 +92,6 @@ def row_of(model: str, seed: int, asked: argparse.Namespace) -> dict[str, Any]:
         "performance_low": round(performance.low, 4),
         "performance_high": round(performance.high, 4),
     }
-
-
-def identity(model: str, seed: int, asked: argparse.Namespace) -> dict[str, Any]:
-    """What makes a row: rows that differ in it are not of one experiment."""
-    return {
-        "model": model,
-        "seed": seed,
-        "steps": [step.code() for step in steps(asked)],
-        "time_limit_s": asked.time_limit,
-    }
-
-
-def known_rows(path: Path | None) -> list[dict[str, Any]]:
-    """The rows of a file, none if there is no such file."""
-    return [json.loads(line) for line in path.read_text().splitlines()] if path and path.exists() else []
 
 
 def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -155,20 +136,13 @@ def main() -> None:
     if asked.quick:
         asked.model, asked.seeds, asked.trials, asked.top, asked.repeats = ["squeezenet"], 1, 4, "2", 3
     asked.runs_dir = asked.runs_dir or Path(tempfile.mkdtemp(prefix="selective-"))
-    known, rows = known_rows(asked.rows), []
+    rows = []
     for seed in range(asked.seeds):
         for model in asked.model or list(MODELS.values()):
-            wanted = identity(model, seed, asked)
-            row = next((row for row in known if wanted.items() <= row.items()), None)
-            if row is None:
-                row = row_of(model, seed, asked)
-                if asked.rows:
-                    with asked.rows.open("a") as file:
-                        file.write(json.dumps(row) + "\n")
-            rows.append(row)
-            print(json.dumps(row), flush=True)
-    if other := len(known) - sum(row in known for row in rows):
-        print(f"{other} other rows of {asked.rows} are not counted below", flush=True)
+            searches = [step.code() for step in steps(asked)]
+            what = {"model": model, "seed": seed, "engine": asked.engine, "steps": searches}
+            what |= {"time_limit_s": asked.time_limit}
+            rows.append(kept(asked.rows, what, partial(row_of, model, seed, asked)))
     print(json.dumps(summary(rows)), flush=True)
 
 

@@ -228,12 +228,16 @@ class Selection:
         return f"{share:.2f} of its representative's share of the roofline"
 
     def _rate(self, info: TaskInfo, latency_s: float | None) -> float:
-        """How near to the roofline a latency is, 0 to 1; without a measured roofline the FLOPs (or bytes) a second."""
+        """How near to the roofline a latency is, 0 to 1; without a measured roofline the FLOPs (or bytes) a second.
+
+        A small kernel whose data stay in a cache may beat the roofline; that counts as 1, and is no mark for others.
+        """
         if latency_s is None:
             return 0.0
         limit = self._session.target.roofline
-        ideal = limit.latency_s(info.flops, info.bytes_moved) if limit else info.flops or info.bytes_moved
-        return ideal / latency_s
+        if limit is None:
+            return (info.flops or info.bytes_moved) / latency_s
+        return min(1.0, limit.latency_s(info.flops, info.bytes_moved) / latency_s)
 
     def _write(self) -> None:
         self._session.folder.write_json(SELECTIVE_FILE, self._file)
