@@ -17,7 +17,7 @@ import pytest
 
 from tvmlab import cli
 from tvmlab.core import InputError
-from tvmlab.experiment import STEPS, Ansor, AutoTVM, Droplet, Experiment, LayoutTuning, Measure
+from tvmlab.experiment import STEPS, Ansor, AutoTVM, Droplet, Experiment, LayoutTuning, Measure, Selective
 from tvmlab.flags import flag
 from tvmlab.run import best
 from tvmlab.study_design import Study, study_of_the_report
@@ -109,7 +109,7 @@ def test_every_knob_has_a_flag_with_its_help_and_default(capsys):
         if isinstance(knob.default, int | float) and not isinstance(knob.default, bool):
             told = [after.partition("(default: ")[2].partition(")")[0] for after in said.split(knob.description)[1:]]
             assert str(knob.default) in " ".join(told).replace(",", "").split()
-    assert "early_stopping_threshold" in dict(knobs) and "(default: Ansor 250, AutoTVM 500)" in said
+    assert "early_stopping_threshold" in dict(knobs) and "(default: Ansor 250, AutoTVM 500, Selective 500)" in said
 
 
 def test_tune_without_flags_asks_for_the_defaults(tuned, capsys):
@@ -144,6 +144,14 @@ def test_tune_searches_layouts(tuned):
     flags = "--step layouttuning --trials-per-variant 4 --blocks 8 16 --algorithms direct winograd2 --no-wait"
     assert cli.main(["tune", "alexnet", *flags.split()]) == 0
     step = LayoutTuning(trials_per_variant=4, blocks=(8, 16), algorithms=("direct", "winograd2"))
+    assert tuned["e"] == Experiment(model="alexnet", steps=[step])
+
+
+@pytest.mark.parametrize("top", ["5%", "3"])
+def test_tune_selectively(tuned, top):
+    flags = f"--step selective --top {top} --trials-per-kernel 64 --similarity 0.7 --engine ansor --no-wait"
+    assert cli.main(["tune", "alexnet", *flags.split()]) == 0
+    step = Selective(top, trials_per_kernel=64, similarity=0.7, engine="ansor")
     assert tuned["e"] == Experiment(model="alexnet", steps=[step])
 
 

@@ -16,6 +16,7 @@ from tvmlab.experiment import (
     LayoutTuning,
     Measure,
     Repeat,
+    Selective,
     TransferTuning,
     unit_of,
 )
@@ -58,7 +59,15 @@ TRANSFER = st.builds(
     source=NAMES | st.lists(NAMES.filter(lambda name: name != "auto"), min_size=1, max_size=3),
     refine=st.integers(0, 9),
 )
-SEARCHES = ANSOR | AUTOTVM | DROPLET | TRANSFER
+SELECTIVE = st.builds(
+    Selective,
+    top=st.integers(1, 100_000) | st.integers(1, 100).map("{}%".format),
+    similarity=st.floats(0, 1, exclude_min=True),
+    fall_back=st.floats(0, 1),
+    trials_per_kernel=st.integers(1, 100_000),
+    warm_start=st.lists(NAMES, max_size=2),
+)
+SEARCHES = ANSOR | AUTOTVM | DROPLET | TRANSFER | SELECTIVE
 REPEAT = st.builds(Repeat, times=st.integers(1, 9), steps=st.lists(SEARCHES, min_size=1, max_size=2))
 MEASURE = st.builds(
     Measure,

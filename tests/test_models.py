@@ -18,8 +18,8 @@ from tvmlab.core import InputError
 from tvmlab.models import Model, load_model, models
 
 SMALL = ["squeezenet", "shufflenet", "mobilenet_v2"]
-QUICK = [*SMALL, "googlenet", "densenet121", "inception_v2", "resnet18", "resnet50"]
-HEAVY = ["alexnet", "zfnet512", "vgg16", "vgg19"]
+QUICK = [*SMALL, "googlenet", "densenet121", "inception_v2", "resnet18", "resnet50", "yolo3_mobilenet_backbone"]
+HEAVY = ["alexnet", "zfnet512", "vgg16", "vgg19", "vgg19_bn", "ssd512_resnet50_backbone"]
 ALL = [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in HEAVY)]
 
 
@@ -123,7 +123,12 @@ def test_table_matches_what_loading_gives_and_is_quick():
         ("resnet18", 11_689_512, 1.81e9),
         ("vgg16", 138_357_544, 15.47e9),
         ("vgg19", 143_667_240, 19.63e9),
+        ("vgg19_bn", 143_678_248, 19.63e9),
         ("mobilenet_v2", 3_504_872, 0.30e9),
+        # Keras's MobileNet without its top, trainable parameters; the paper's 569 M at 224 x 224, its dense layer off.
+        ("yolo3_mobilenet_backbone", 3_206_976, (569e6 - 1.024e6) * (416 / 224) ** 2),
+        # torchvision's resnet50 without its dense layer; the paper's 3.8 G at 224 x 224.
+        ("ssd512_resnet50_backbone", 25_557_032 - 2_049_000, 3.86e9 * (512 / 224) ** 2),
     ],
 )
 def test_counts_match_the_published_ones(name, parameters, multiply_adds):

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import psutil
 
-from tvmlab import frames
+from tvmlab.comparison_rows import comparison_rows
 from tvmlab.core import InputError, MissingTool, RecordError
 from tvmlab.measure.process import WorkerProcess
 from tvmlab.measure.subjects import LOAD_S, TURN_S, ask, recorded_target, start_worker, thread_count
@@ -49,7 +49,7 @@ class Comparison:
 
     def frame(self) -> pd.DataFrame:
         """One row a subject; the columns of tvmlab.frames.comparison."""
-        rows = frames.comparison_rows(self.run, asdict(self))
+        rows = comparison_rows(self.run, asdict(self))
         return pd.DataFrame(rows).drop(columns="run").set_index("subject")
 
     def __str__(self) -> str:

@@ -8,7 +8,7 @@ from pydantic import Field, StrictInt, field_validator
 
 from tvmlab.core import InputError
 from tvmlab.options import Options, knob, unit_of
-from tvmlab.steps import STEPS, Ansor, AutoTVM, Droplet, LayoutTuning, Repeat, Step, TransferTuning
+from tvmlab.steps import STEPS, Ansor, AutoTVM, Droplet, LayoutTuning, Repeat, Selective, Step, TransferTuning
 
 __all__ = [
     "STEPS",
@@ -20,6 +20,7 @@ __all__ = [
     "Measure",
     "Options",
     "Repeat",
+    "Selective",
     "Step",
     "TransferTuning",
     "knob",

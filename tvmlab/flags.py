@@ -103,7 +103,7 @@ def _parsing(field: FieldInfo) -> dict[str, Any]:
         return {"nargs": "+", "metavar": unit_of(field).upper() or "NAME"}
     if Literal in kinds:
         return {"choices": get_args(field.annotation)}
-    kind = next(kind for kind in (int, float, str) if kind in kinds)
+    kind = next(kind for kind in (str, int, float) if kind in kinds)
     return {"type": kind, "metavar": unit_of(field).upper() or kind.__name__.upper()}
 
 

@@ -17,11 +17,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from tvmlab import stats
 from tvmlab.columns import COLUMNS, DETAILS, PER_RUN, TrialReader, identity
+from tvmlab.comparison_rows import comparison_rows, median_ms, ratio_of
 from tvmlab.core import InputError, RecordError, TaskInfo, TrialStatus
 from tvmlab.layout_rows import LAYOUT_COLUMNS, TRANSFORM_COLUMNS, site_rows, summary_of, transform_rows
 from tvmlab.records import RunFolder, default_runs_dir
+from tvmlab.selective_rows import SELECTIVE_COLUMNS, representative_of, selective_rows, similarity_of
 from tvmlab.transfer_rows import TRANSFER_COLUMNS, transfer_rows
 
 __all__ = [
@@ -32,6 +33,8 @@ __all__ = [
     "layout_transforms",
     "layouts",
     "references",
+    "selective",
+    "similarity",
     "summary",
     "tasks",
     "transfers",
@@ -173,7 +176,7 @@ def tasks(runs: Any) -> pd.DataFrame:
     (FLOP per byte), roofline_us (NaN if the target's limits were not measured), default_us (untuned), best_us
     (the least of default and valid trials), speedup (default / best), share and default_share (of the model
     estimate, 0 to 1), trials, failed, gflops (of the best), best_trial (0: nothing beat the default; <NA>: no
-    latency at all), shapes.
+    latency at all), shapes, depend (the representative of its cluster in the last Selective step; empty: none).
     """
     parts = [part for folder in folders(runs) if not (part := _tasks_of(folder)).empty]
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=[*PER_RUN, *_TASK_COLUMNS])
@@ -182,7 +185,7 @@ def tasks(runs: Any) -> pd.DataFrame:
 _TASK_COLUMNS = (
     "task", "task_key", "kernel_class", "tunable", "weight", "flops", "bytes", "intensity", "roofline_us",
     "default_us", "best_us", "speedup", "share", "default_share", "trials", "failed", "gflops", "best_trial",
-    "shapes",
+    "shapes", "depend",
 )  # fmt: skip
 
 
@@ -200,6 +203,7 @@ def _tasks_of(folder: RunFolder) -> pd.DataFrame:
             "intensity": [info.intensity for info in infos],
             "roofline_us": [limit.latency_s(i.flops, i.bytes_moved) * 1e6 if limit else np.nan for i in infos],
             "shapes": [info.shapes for info in infos],
+            "depend": representative_of(folder, infos),
         }
     )
     measured = trials(folder, columns=["task_key", "trial", "latency_us", "status"])
@@ -240,7 +244,7 @@ def _summary_of(folder: RunFolder) -> dict[str, Any]:
     state = folder.state
     elapsed_s = max(state.elapsed_s, measured["elapsed_s"].max() if len(measured) else 0.0)
     compared = folder.comparison or {}
-    ratio = _ratio(compared, "tvmlab", "onnxruntime")
+    ratio = ratio_of(compared, "tvmlab", "onnxruntime")
     return {
         **dict(zip(PER_RUN, identity(folder), strict=True)),
         "steps": " > ".join(step.kind for step in folder.experiment.steps),
@@ -251,8 +255,8 @@ def _summary_of(folder: RunFolder) -> dict[str, Any]:
         "elapsed_s": elapsed_s,
         "trials_per_s": counts.sum() / elapsed_s if elapsed_s > 0 else np.nan,
         **_estimates(folder),
-        "end_to_end_ms": _median_ms(compared, "tvmlab"),
-        "onnxruntime_ms": _median_ms(compared, "onnxruntime"),
+        "end_to_end_ms": median_ms(compared, "tvmlab"),
+        "onnxruntime_ms": median_ms(compared, "onnxruntime"),
         "ratio": ratio.get("ratio", np.nan),
         "ratio_low": ratio.get("low", np.nan),
         "ratio_high": ratio.get("high", np.nan),
@@ -276,16 +280,6 @@ def _estimates(folder: RunFolder) -> dict[str, float]:
 def _weighted(found: pd.DataFrame, latency: str) -> pd.Series:
     """Each task's part of the model estimate, us. One that is not tunable is a view in the compiled model: free."""
     return (found["weight"] * found[latency]).where(found["tunable"] & (found["weight"] > 0), 0.0)
-
-
-def _median_ms(compared: dict[str, Any], subject: str) -> float:
-    samples = compared.get("subjects", {}).get(subject, {}).get("samples_ms")
-    return float(np.median(samples)) if samples else np.nan
-
-
-def _ratio(compared: dict[str, Any], subject: str, baseline: str) -> dict[str, float]:
-    pairs = compared.get("ratios", [])
-    return next((row for row in pairs if (row["subject"], row["baseline"]) == (subject, baseline)), {})
 
 
 def layouts(runs: Any) -> pd.DataFrame:
@@ -318,6 +312,23 @@ def transfers(runs: Any) -> pd.DataFrame:
     return pd.DataFrame([row for each in folders(runs) for row in transfer_rows(each)], columns=list(TRANSFER_COLUMNS))
 
 
+def selective(runs: Any) -> pd.DataFrame:
+    """One row a task of each Selective step: its cluster, who was searched; columns: tvmlab.selective_rows."""
+    rows = [row for each in folders(runs) for row in selective_rows(each)]
+    return pd.DataFrame(rows, columns=list(SELECTIVE_COLUMNS))
+
+
+def similarity(run: Any) -> pd.DataFrame:
+    """The similarity of one run's tasks as its first Selective step found it, as tvmlab.similarity gives it.
+
+    Raises InputError for several runs, or one without such a step.
+    """
+    found = folders(run)
+    if len(found) > 1:
+        raise InputError("the similarity of tasks is of one run", remedy="pass one run")
+    return similarity_of(found[0])
+
+
 def _best_us(folder: RunFolder) -> dict[str, float]:
     """The least latency of each task's trials."""
     measured = trials(folder, columns=["task_key", "trial", "latency_us"])
@@ -335,28 +346,6 @@ def comparison(runs: Any) -> pd.DataFrame:
     rows = [row for folder in folders(runs) for row in comparison_rows(folder.id, folder.comparison or {})]
     columns = ["run", "subject", "median_ms", "low_ms", "high_ms", "samples", "ratio", "ratio_low", "ratio_high"]
     return pd.DataFrame(rows, columns=columns)
-
-
-def comparison_rows(run: str, compared: dict[str, Any]) -> list[dict[str, Any]]:
-    """The rows of `comparison` for what one compare.json holds."""
-    rows = []
-    for subject, found in compared.get("subjects", {}).items():
-        samples, ratio = found["samples_ms"], _ratio(compared, "tvmlab", subject)
-        low, high = stats.median_interval(samples)[1:] if len(samples) >= 6 else (np.nan, np.nan)
-        rows.append(
-            {
-                "run": run,
-                "subject": subject,
-                "median_ms": float(np.median(samples)),
-                "low_ms": low,
-                "high_ms": high,
-                "samples": len(samples),
-                "ratio": ratio.get("ratio", np.nan),
-                "ratio_low": ratio.get("low", np.nan),
-                "ratio_high": ratio.get("high", np.nan),
-            }
-        )
-    return rows
 
 
 def failures(runs: Any) -> pd.DataFrame:
@@ -389,8 +378,8 @@ def references(runs: Any) -> pd.DataFrame:
         estimates, compared = _estimates(folder), folder.comparison or {}
         for kind, measure, value in (
             ("untuned", "model estimate", estimates["untuned_estimate_ms"]),
-            ("end-to-end", "end-to-end", _median_ms(compared, "tvmlab")),
-            ("onnxruntime", "end-to-end", _median_ms(compared, "onnxruntime")),
+            ("end-to-end", "end-to-end", median_ms(compared, "tvmlab")),
+            ("onnxruntime", "end-to-end", median_ms(compared, "onnxruntime")),
             ("roofline", "model estimate", estimates["roofline_ms"]),
         ):
             if np.isfinite(value):

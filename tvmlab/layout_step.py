@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
+from typing import Any
 
 from tvmlab import layouts
 from tvmlab.core import Assignment, Packing
-from tvmlab.experiment import AutoTVM, LayoutTuning
+from tvmlab.experiment import AutoTVM, LayoutTuning, Selective
 from tvmlab.layout_plan import LayoutPlan, Packed, lanes_of, record
 from tvmlab.models import Model
 from tvmlab.records import RunFolder
@@ -25,8 +26,8 @@ _FILE = "assignment.json"
 def arrange(folder: RunFolder, model: Model, target: Target) -> tuple[list[Task], LayoutPlan | None]:
     """The tasks that a run works on now, noted in its folder; and the plan of its layout step, until that is done.
 
-    Without a layout step, AutoTVM packs a CPU's model by its vectors, and TransferTuning as the runs are packed that it
-    takes its schedules from: that is noted too.
+    Without a layout step, AutoTVM (or Selective with its engine) packs a CPU's model by its vectors, and TransferTuning
+    as the runs are packed that it takes its schedules from: that is noted too.
     """
     sources = pools(folder, target.attrs)
     steps, known = folder.experiment.stages, folder.layouts
@@ -38,7 +39,7 @@ def arrange(folder: RunFolder, model: Model, target: Target) -> tuple[list[Task]
         return plan.tasks, plan
     is_new = known is None and next(folder.rows(), None) is None
     assignment: Assignment = {}
-    if is_new and target.kind == "llvm" and any(isinstance(step, AutoTVM) for step in steps):
+    if is_new and target.kind == "llvm" and any(map(_packs, steps)):
         assignment = layouts.uniform(model, lanes_of(target))
     elif is_new and target.kind == "llvm":
         assignment = _packed_like(model, [run for runs in sources.values() for run in runs])
@@ -50,6 +51,10 @@ def arrange(folder: RunFolder, model: Model, target: Target) -> tuple[list[Task]
         tasks = extract(model, target, folder.assignment)
     _write_tasks(folder, tasks)
     return tasks, None
+
+
+def _packs(step: Any) -> bool:
+    return isinstance(step, AutoTVM) or (isinstance(step, Selective) and step.engine == "autotvm")
 
 
 def _packed_like(model: Model, runs: Sequence[RunFolder]) -> Assignment:

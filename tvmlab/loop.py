@@ -14,11 +14,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from tvmlab.core import Candidate, Measurement, Strategy, Trial
-from tvmlab.experiment import LayoutTuning, TransferTuning
+from tvmlab.experiment import LayoutTuning, Selective, TransferTuning
 from tvmlab.layout_plan import LayoutPlan
 from tvmlab.layout_step import adopt
 from tvmlab.measure.refine import refine
 from tvmlab.search.allocate import Allocator, fit_batch_size, fit_descent_batches, fit_template_batches
+from tvmlab.selective_step import Selection
 from tvmlab.session import Session
 from tvmlab.strategies import Strategies
 from tvmlab.tasks import Task
@@ -46,7 +47,7 @@ def run_steps(session: Session) -> None:
             session.measure_defaults()
             if not session.is_over:
                 session.phase = f"step {number + 1}: {step.kind}"
-                _search(session, number, step)
+                (_tune_selectively if isinstance(step, Selective) else _search)(session, number, step)
             if isinstance(step, TransferTuning) and step.refine and not session.is_over:
                 session.phase = f"step {number + 1}: refining in the whole model"
                 refine(session.folder, session.target, step.refine, lambda: session.is_over)
@@ -68,16 +69,33 @@ def _tune_layout(session: Session, number: int, step: LayoutTuning, plan: Layout
         session.measure_defaults()
 
 
+def _tune_selectively(session: Session, number: int, step: Selective) -> None:
+    """Search the representatives, try their schedules on the others, and search those that they serve poorly."""
+    selection = Selection(session, number, step)
+    phase = session.phase
+    with selection.leaving_time():
+        if search := selection.search(selection.representatives):
+            _search(session, number, search, selection.representatives)
+    if not session.is_over and (sharing := selection.sharing()):
+        session.phase = f"{phase}, sharing schedules"
+        strategies = {task.key: selection.shared(task) for task in selection.others}
+        _search(session, number, sharing, selection.others, strategies=strategies)
+    if not session.is_over and (poor := selection.poor()) and (search := selection.search(poor)):
+        session.phase = f"{phase}, searching what schedules served poorly"
+        _search(session, number, search, poor)
+
+
 def _search(
     session: Session,
     number: int,
     step: Any,
     only: Sequence[Task] | None = None,
     most: int | None = None,
+    strategies: dict[str, Strategy] | None = None,
 ) -> None:
     """Search all tasks, or `only` these, with the step's strategies, until its budget or their spaces are used up.
 
-    `most` is how many trials each may get, if not what the step says.
+    `most` is how many trials each may get, if not what the step says; `strategies` are others than the step's own.
     """
     tasks = list(session.tasks.values()) if only is None else only
     keys = {task.key for task in tasks}
@@ -94,7 +112,7 @@ def _search(
     )
     for key, trials in earlier.items():
         allocator.record(key, [trial.latency_s for trial in trials])
-    strategies = Strategies(session, number, step)
+    strategies = Strategies(session, number, step) if strategies is None else strategies
     under_way: _Batch | None = None
     while True:
         started = time.perf_counter()
@@ -139,7 +157,7 @@ class _Batch:
 def _next_batch(
     session: Session,
     allocator: Allocator,
-    strategies: Strategies,
+    strategies: dict[str, Strategy],
     sizes: tuple[int, int],
     left: int,
     busy: str | None,

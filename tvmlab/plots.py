@@ -23,8 +23,18 @@ from tvmlab import frames
 from tvmlab.columns import identity
 from tvmlab.core import InputError, TrialStatus
 from tvmlab.plots_layouts import layout_graph
+from tvmlab.plots_similarity import similarity
 
-__all__ = ["latency_bands", "latency_png", "latency_vs_trials", "layout_graph", "lump", "task_shares", "trial_scatter"]
+__all__ = [
+    "latency_bands",
+    "latency_png",
+    "latency_vs_trials",
+    "layout_graph",
+    "lump",
+    "similarity",
+    "task_shares",
+    "trial_scatter",
+]
 
 # Okabe & Ito, "Color Universal Design" (2008): eight colours that colour-blind readers tell apart.
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")

@@ -1,4 +1,4 @@
-"""The published report's table as figures: as it printed it, with the untuned model, and beside a study of ours."""
+"""Published tables as figures: the report's, with the untuned model and beside a study of ours; selective tuning's."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from tvmlab.core import InputError
-from tvmlab.plots_style import COLORS, new_axes, number, tidy
+from tvmlab.plots_style import COLORS, GREY, new_axes, number, tidy
 
-__all__ = ["published_bars", "published_beside"]
+__all__ = ["published_bars", "published_beside", "selective_beside"]
 
 _ARMS = {"ansor": COLORS[0], "ansor+droplet": COLORS[4]}
 _UNTUNED = "#202020"
@@ -81,4 +81,29 @@ def published_beside(published: pd.DataFrame, ours: pd.DataFrame, *, ax: Axes | 
     ax.set_xlabel("latency with transferred schedules, as a multiple of the untuned model")
     tidy(ax, "both")
     ax.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    return ax
+
+
+def selective_beside(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
+    """Selective over full tuning, a point a model: its share of the time against the performance it reaches.
+
+    `table` is of `published_selective.beside()`: the RFC's points, and ours where there are any, joined by a line a
+    model. A point above 1 is a model that selective tuning made faster than full tuning did.
+    """
+    ax = ax if ax is not None else new_axes(7.5, 4.4)
+    for row in table.itertuples():
+        ax.plot([row.rfc_time, row.time], [row.rfc_performance, row.performance], color=GREY, lw=0.8, zorder=1)
+        ax.annotate(row.model, (row.rfc_time, row.rfc_performance), (6, 3), textcoords="offset points", fontsize=7)
+    ax.plot(table["rfc_time"], table["rfc_performance"], "o", color=COLORS[0], label="RFC (V100, TVM of 2019)")
+    mine = table.dropna(subset=["time", "performance"])
+    if len(mine):
+        ax.plot(mine["time"], mine["performance"], "s", color=COLORS[2], label="tvmlab")
+    ax.axhline(1.0, color=_UNTUNED, lw=1.2, ls=(0, (3, 1)))
+    ax.set_xlim(left=0.0)
+    ax.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    ax.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    ax.set_xlabel("time, as a share of full tuning's")
+    ax.set_ylabel("performance, of full tuning's")
+    tidy(ax, "both")
+    ax.legend(frameon=False, fontsize=8, ncols=2, loc="lower left", bbox_to_anchor=(0.0, 1.0))
     return ax

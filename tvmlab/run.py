@@ -40,6 +40,7 @@ _FORKED = (
     "assignment.json",
     "environment.json",
     "transfer.json",
+    "selective.json",
     "refine.json",
 )
 _STOP_GRACE_S = 180.0  # a stop waits for the trial under way, and that for its build

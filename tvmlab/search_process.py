@@ -25,11 +25,12 @@ from tvmlab.measure.local import LocalMeasurer
 from tvmlab.measure.refine import set_slow_aside
 from tvmlab.models import load_model
 from tvmlab.records import RunFolder
+from tvmlab.selective_step import said_of as selected
 from tvmlab.session import Session
 from tvmlab.targets import Target
 from tvmlab.targets import target as named_target
 from tvmlab.tasks import Task, require_tunable
-from tvmlab.transfer_step import said_of
+from tvmlab.transfer_step import said_of as transferred
 
 __all__ = ["main", "prepare", "search"]
 
@@ -129,7 +130,7 @@ def _outcome(session: Session) -> tuple[str, str]:
         parts.append(f"the descent of {minima} of {len(session.tasks)} tasks ended at a local minimum")
     if kept := session.kept_default:
         parts.append(f"nothing could be tried for {', '.join(sorted(kept))}, which keep the default schedule")
-    return "done", "; ".join([*parts, *filter(None, [said_of(session.folder)])])
+    return "done", "; ".join([*parts, *filter(None, [transferred(session.folder), selected(session.folder)])])
 
 
 def _write(folder: RunFolder, session: Session, status: str, message: str = "") -> None:

@@ -24,7 +24,8 @@ class Session:
 
     `tasks` are those worked on now; `plan` is that of a layout step which is not done yet; `steps_done` counts the
     stages that are finished; `fell_short` says that one of them ended before its budget; `local_minima` are the keys of
-    the tasks whose descent ended at one.
+    the tasks whose descent ended at one; `planned` has the trials of the steps that know more than their options say.
+    `limit_s` is the experiment's time limit, or for a while an earlier one.
     """
 
     def __init__(
@@ -58,6 +59,8 @@ class Session:
         self.local_minima: set[str] = set()
         self._without_trials: set[str] = set()
         self.fell_short = False
+        self.limit_s = folder.experiment.time_limit_s
+        self.planned: dict[int, int] = {}
         self._earlier_s = earlier.elapsed_s
         self._earlier_phases = earlier.phases
         self._started = time.monotonic()
@@ -71,8 +74,7 @@ class Session:
     @property
     def is_over(self) -> bool:
         """Whether the run was stopped or its time is up."""
-        limit = self.experiment.time_limit_s
-        return self.stop.is_set() or (limit is not None and self.elapsed_s >= limit)
+        return self.stop.is_set() or (self.limit_s is not None and self.elapsed_s >= self.limit_s)
 
     def estimate_s(self, *, untuned: bool = False) -> float | None:
         """The model estimate in seconds: weight x best kernel latency, summed; None while a task has none."""
@@ -87,7 +89,7 @@ class Session:
             if number < self.steps_done or (isinstance(step, LayoutTuning) and plan is None):
                 total += sum(map(len, self.trials_of(number).values()))
             elif not isinstance(step, LayoutTuning):
-                total += step.total_trials(tunable)
+                total += self.planned.get(number, step.total_trials(tunable))
             elif plan is not None:
                 total += step.total_trials(len(plan.variants)) + step.transform_trials * len(plan.copies)
         return total

@@ -19,6 +19,7 @@ from tvmlab.records import RunFolder
 
 __all__ = [
     "AUTO",
+    "SELECTIVE_FILE",
     "TRANSFER_FILE",
     "Origin",
     "block_of",
@@ -34,6 +35,7 @@ __all__ = [
 
 AUTO = "auto"
 TRANSFER_FILE = "transfer.json"
+SELECTIVE_FILE = "selective.json"
 Attrs = Mapping[str, Any]  # of a target: what its kernels are built for
 
 _FAR = 64.0  # doublings between kernels whose shapes cannot be compared: further than any that can

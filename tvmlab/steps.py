@@ -8,8 +8,9 @@ from pydantic import Field, field_validator
 
 from tvmlab.core import ALGORITHMS
 from tvmlab.options import Options, knob
+from tvmlab.steps_selective import Selective
 
-__all__ = ["STEPS", "Ansor", "AutoTVM", "Droplet", "LayoutTuning", "Repeat", "Step", "TransferTuning"]
+__all__ = ["STEPS", "Ansor", "AutoTVM", "Droplet", "LayoutTuning", "Repeat", "Selective", "Step", "TransferTuning"]
 
 
 # Knobs that every step with a search has
@@ -287,7 +288,7 @@ class TransferTuning(Options):
 
 
 Simple = Annotated[
-    Ansor | AutoTVM | LayoutTuning | Droplet | TransferTuning,
+    Ansor | AutoTVM | LayoutTuning | Droplet | TransferTuning | Selective,
     Field(discriminator="kind", description="One stage of an experiment"),
 ]
 STEPS: tuple[type[Options], ...] = get_args(get_args(Simple)[0])
@@ -308,6 +309,6 @@ class Repeat(Options):
 
 
 Step = Annotated[
-    Ansor | AutoTVM | LayoutTuning | Droplet | TransferTuning | Repeat,
+    Ansor | AutoTVM | LayoutTuning | Droplet | TransferTuning | Selective | Repeat,
     Field(discriminator="kind", description="One stage of an experiment, or a repetition of some"),
 ]

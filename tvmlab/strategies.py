@@ -160,11 +160,11 @@ def template_space(task: Task, target: Target) -> EnumeratedSpace | None:
     return TemplateSpace(task.key, task.module, target.to_tvm())
 
 
-def warm_records(database: Any, task: Task) -> list[tuple[Any, float]]:
+def warm_records(database: Any, task: Task, most: int = _RECORDS) -> list[tuple[Any, float]]:
     """The fastest measured schedules of a task in a TVM database: traces and latencies in seconds."""
     if not database.has_workload(task.module):
         return []
-    found = database.get_top_k(database.commit_workload(task.module), _RECORDS)
+    found = database.get_top_k(database.commit_workload(task.module), most)
     return [
         (record.trace, sorted(map(float, record.run_secs))[len(record.run_secs) // 2])
         for record in found

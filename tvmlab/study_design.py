@@ -17,7 +17,7 @@ from pydantic import Field, StrictInt, field_validator, model_validator
 from tvmlab.core import InputError
 from tvmlab.experiment import Experiment, Measure
 from tvmlab.options import Options, knob
-from tvmlab.steps import Ansor, AutoTVM, Droplet, LayoutTuning, Repeat, Step, TransferTuning
+from tvmlab.steps import Ansor, AutoTVM, Droplet, LayoutTuning, Repeat, Selective, Step, TransferTuning
 
 __all__ = ["BASELINES", "Cell", "Study", "Timed", "label", "plan", "study_of_the_report"]
 
@@ -40,7 +40,7 @@ class Timed(Options):
 
 
 Stage = Annotated[
-    Ansor | AutoTVM | LayoutTuning | Droplet | TransferTuning | Repeat | Timed, Field(discriminator="kind")
+    Ansor | AutoTVM | LayoutTuning | Droplet | TransferTuning | Selective | Repeat | Timed, Field(discriminator="kind")
 ]
 Stages = tuple[Stage, ...]
 

@@ -273,7 +273,8 @@ class StudyFolder:
 
 
 # What a definition's code may name; all are public names of tvmlab.
-_NAMES = ("Ansor", "AutoTVM", "Droplet", "LayoutTuning", "Measure", "Repeat", "Study", "Timed", "TransferTuning")
+_NAMES = ("Ansor", "AutoTVM", "Droplet", "LayoutTuning", "Measure", "Repeat", "Selective", "Study", "Timed",
+          "TransferTuning")  # fmt: skip
 
 
 def _identity(cell: Cell) -> dict[str, Any]:

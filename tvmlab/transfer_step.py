@@ -8,6 +8,7 @@ each schedule and task: the source's run, task and key, the distance of the shap
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from functools import cache
 from statistics import median
 from typing import Any
@@ -24,7 +25,9 @@ from tvmlab.spaces.sketch import SketchSpace
 from tvmlab.spaces.template import TemplateSpace, template_for
 from tvmlab.tasks import Task
 
-__all__ = ["Transfers", "said_of"]
+__all__ = ["Spaces", "Transfers", "carried", "said_of"]
+
+_NO_RECORD = "its schedule is not in the database"
 
 Record = tuple[Any, Any]  # a task's module, and the trace of a schedule of it
 
@@ -62,8 +65,7 @@ class Transfers:
         if not kin and self._common:
             kin = self._origins
         nearest = sorted(kin, key=lambda o: (-_kinship(o, task.info), distance(o.task.shapes, task.info.shapes)))
-        spaces = _Spaces(task, self._target)
-
+        spaces = Spaces(task, self._target)
         return Transfer(
             nearest,
             lambda origin: self._adapt(spaces, origin),
@@ -81,18 +83,12 @@ class Transfers:
         infos = [task.info for task in self._session.tasks.values()]
         return {path.name: score([origin.task for origin in tuned], infos, untuned) for path, tuned in found.items()}
 
-    def _adapt(self, spaces: _Spaces, origin: Origin) -> Candidate | str:
+    def _adapt(self, spaces: Spaces, origin: Origin) -> Candidate | str:
         record = self._records(origin.run.path).get(origin.task.key)
         if record is None:
-            return "its schedule is not in the database"
+            return _NO_RECORD
         module, trace = record
-        values = _template_values(origin, module, self._target)
-        if values is None:
-            return adapt_trace(spaces.sketches, spaces.module, trace)
-        name, point = values
-        if spaces.template is None or spaces.template.template.name != name:
-            return f"no template {name} covers this kernel"
-        return adapt_values(spaces.template, point)
+        return carried(spaces, origin, module, lambda: trace, self._target)
 
     def _note(self, task: Task, fates: list[Fate]) -> None:
         for origin, key, outcome in fates:
@@ -113,6 +109,21 @@ class Transfers:
 
     def _write(self) -> None:
         self._session.folder.write_json(TRANSFER_FILE, {**self._file, "rows": list(self._rows.values())})
+
+
+def carried(spaces: Spaces, origin: Origin, module: Any, trace: Callable[[], Any], target: Any) -> Candidate | str:
+    """The candidate that an origin's schedule makes of another task, adapted to it; or why there is none.
+
+    `module` is the origin's; `trace` is asked for its trace (None: it is lost) where it is a point of no template.
+    """
+    values = _template_values(origin, module, target)
+    if values is None:
+        found = trace()
+        return _NO_RECORD if found is None else adapt_trace(spaces.sketches, spaces.module, found)
+    name, point = values
+    if spaces.template is None or spaces.template.template.name != name:
+        return f"no template {name} covers this kernel"
+    return adapt_values(spaces.template, point)
 
 
 def _kinship(origin: Origin, info: TaskInfo) -> int:
@@ -140,7 +151,7 @@ def said_of(folder: RunFolder) -> str:
     return "; ".join(said)
 
 
-class _Spaces:
+class Spaces:
     """The spaces of a task, made when first needed: a sketch space takes TVM a while."""
 
     def __init__(self, task: Task, target: Any) -> None:
@@ -152,6 +163,7 @@ class _Spaces:
 
     @property
     def sketches(self) -> SketchSpace:
+        """Its generated sketches."""
         if self._sketches is None:
             self._sketches = SketchSpace(self._key, self.module, self._target)
         return self._sketches

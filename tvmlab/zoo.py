@@ -1,9 +1,10 @@
 """The zoo: real model graphs with seeded, well-scaled random weights.
 
 Nine graphs come from the `onnx` wheel, which ships the ONNX model zoo's graphs without their weights for
-its own tests; three are built here from their papers. The speed of a kernel does not depend on what the
-weights are, as long as no activation overflows or vanishes, so random weights serve; the models classify
-nothing.
+its own tests; six are built here from their papers. Two of these are backbones of detectors: the network that
+makes the features, at the detector's image size, without the layers that find boxes. The speed of a kernel does
+not depend on what the weights are, as long as no activation overflows or vanishes, so random weights serve; the
+models classify nothing.
 """
 
 from __future__ import annotations
@@ -112,10 +113,11 @@ def _blueprint(
 
 
 class _Builder:
-    """Appends layers to a graph for 3x224x224 images and 1000 classes."""
+    """Appends layers to a graph for square images of three channels."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, size: int = 224) -> None:
         self._name = name
+        self._size = size
         self._nodes: list[NodeProto] = []
         self._weights: dict[str, tuple[int, ...]] = {}
         self._constants: dict[str, TensorProto] = {}
@@ -131,12 +133,21 @@ class _Builder:
         return name
 
     def conv(
-        self, x: str, c_in: int, c_out: int, size: int, *, stride: int = 1, groups: int = 1, bn: bool = True
+        self,
+        x: str,
+        c_in: int,
+        c_out: int,
+        size: int,
+        *,
+        stride: int = 1,
+        groups: int = 1,
+        bn: bool = True,
+        bias: bool = False,
     ) -> str:
-        """Convolution that keeps the extent (before striding), then BatchNormalization or a bias."""
+        """Convolution that keeps the extent (before striding); a bias, BatchNormalization, or both."""
         layer = f"conv{len(self._nodes)}"
         operands = [x, self.weight(f"{layer}.weight", c_out, c_in // groups, size, size)]
-        if not bn:
+        if bias or not bn:
             operands.append(self.weight(f"{layer}.bias", c_out))
         x = self.op(
             "Conv",
@@ -162,11 +173,14 @@ class _Builder:
             self._constants[name] = numpy_helper.from_array(np.array(value, np.float32), name)
         return self.op("Clip", x, *bounds)
 
-    def finish(self, x: str) -> Blueprint:
-        data = helper.make_tensor_value_info("data", TensorProto.FLOAT, [1, 3, 224, 224])
-        result = helper.make_tensor_value_info(x, TensorProto.FLOAT, [1, 1000])
+    def finish(self, **outputs: list[int]) -> Blueprint:
+        """The graph; `outputs` are the shapes of its results by name, without the batch."""
+        data, *results = (
+            helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, *shape])
+            for name, shape in {"data": [3, self._size, self._size], **outputs}.items()
+        )
         constants = list(self._constants.values())
-        return _blueprint(self._name, self._nodes, [data], [result], self._weights, constants, opset=13)
+        return _blueprint(self._name, self._nodes, [data], results, self._weights, constants, opset=13)
 
 
 def _resnet18() -> Blueprint:
@@ -182,21 +196,70 @@ def _resnet18() -> Blueprint:
             branch = net.conv(branch, channels, channels, 3)
             shortcut = x if width == channels else net.conv(x, width, channels, 1, stride=stride)
             x, width = net.op("Relu", net.op("Add", branch, shortcut)), channels
-    return net.finish(net.linear(net.op("Flatten", net.op("GlobalAveragePool", x)), width, 1000))
+    return net.finish(**{net.linear(net.op("Flatten", net.op("GlobalAveragePool", x)), width, 1000): [1000]})
+
+
+def _ssd512_resnet50_backbone() -> Blueprint:
+    """He et al., CVPR 2016, table 1, 50-layer, option B, on the images of SSD512 (Liu et al., "SSD", ECCV 2016).
+
+    The results are what the detector's layers read: the features of the third and of the fourth stage. The stride of a
+    stage is in its first 1x1 convolution, as in the paper.
+    """
+    net = _Builder("ssd512_resnet50_backbone", size=512)
+    x = net.op("Relu", net.conv("data", 3, 64, 7, stride=2))
+    x = net.op("MaxPool", x, kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1])
+    width, results = 64, {}
+    for stage, (channels, blocks) in enumerate(((64, 3), (128, 4), (256, 6), (512, 3))):
+        for block in range(blocks):
+            stride = 2 if stage and not block else 1
+            branch = net.op("Relu", net.conv(x, width, channels, 1, stride=stride))
+            branch = net.op("Relu", net.conv(branch, channels, channels, 3))
+            branch = net.conv(branch, channels, 4 * channels, 1)
+            shortcut = x if block else net.conv(x, width, 4 * channels, 1, stride=stride)
+            x, width = net.op("Relu", net.op("Add", branch, shortcut)), 4 * channels
+        results[x] = [width, *[128 >> stage] * 2]
+    return net.finish(**dict(list(results.items())[2:]))
+
+
+def _yolo3_mobilenet_backbone() -> Blueprint:
+    """Howard et al., "MobileNets", 2017 (arXiv 1704.04861), table 1, on the images of YOLOv3 (Redmon, Farhadi, 2018).
+
+    The results are what the detector's layers read: the features at an eighth, a sixteenth and a 32nd of the image.
+    """
+    net = _Builder("yolo3_mobilenet_backbone", size=416)
+    x, width, extent = net.op("Relu", net.conv("data", 3, 32, 3, stride=2)), 32, 208
+    results = {}
+    for channels, stride in (
+        (64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), *[(512, 1)] * 5, (1024, 2), (1024, 1),
+    ):  # fmt: skip
+        if stride == 2 and extent < 104:
+            results[x] = [width, extent, extent]
+        x = net.op("Relu", net.conv(x, width, width, 3, stride=stride, groups=width))
+        x, width, extent = net.op("Relu", net.conv(x, width, channels, 1)), channels, extent // stride
+    return net.finish(**results, **{x: [width, extent, extent]})
 
 
 def _vgg16() -> Blueprint:
     """Simonyan and Zisserman, "Very Deep Convolutional Networks", ICLR 2015, table 1, configuration D."""
-    net = _Builder("vgg16")
+    return _vgg("vgg16", (2, 2, 3, 3, 3), bn=False)
+
+
+def _vgg19_bn() -> Blueprint:
+    """Configuration E, each convolution followed by a BatchNormalization (Ioffe and Szegedy, ICML 2015)."""
+    return _vgg("vgg19_bn", (2, 2, 4, 4, 4), bn=True)
+
+
+def _vgg(name: str, depths: tuple[int, ...], bn: bool) -> Blueprint:
+    net = _Builder(name)
     x, width = "data", 3
-    for channels, depth in ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3)):
+    for channels, depth in zip((64, 128, 256, 512, 512), depths, strict=True):
         for _ in range(depth):
-            x, width = net.op("Relu", net.conv(x, width, channels, 3, bn=False)), channels
+            x, width = net.op("Relu", net.conv(x, width, channels, 3, bn=bn, bias=True)), channels
         x = net.op("MaxPool", x, kernel_shape=[2, 2], strides=[2, 2])
     x = net.op("Flatten", x)
     for c_in in (512 * 7 * 7, 4096):
         x = net.op("Dropout", net.op("Relu", net.linear(x, c_in, 4096)))
-    return net.finish(net.linear(x, 4096, 1000))
+    return net.finish(**{net.linear(x, 4096, 1000): [1000]})
 
 
 def _mobilenet_v2() -> Blueprint:
@@ -222,7 +285,7 @@ def _mobilenet_v2() -> Blueprint:
             x, width = (net.op("Add", x, y) if stride == 1 and width == c else y), c
     x = net.relu6(net.conv(x, width, 1280, 1))
     x = net.op("Dropout", net.op("Flatten", net.op("GlobalAveragePool", x)))
-    return net.finish(net.linear(x, 1280, 1000))
+    return net.finish(**{net.linear(x, 1280, 1000): [1000]})
 
 
 def _wheel_entry(stem: str) -> Entry:
@@ -239,8 +302,11 @@ ZOO: dict[str, Entry] = {
     "resnet50": _wheel_entry("resnet50"),
     "shufflenet": _wheel_entry("shufflenet"),
     "squeezenet": _wheel_entry("squeezenet"),
+    "ssd512_resnet50_backbone": Entry(_BUILT, _ssd512_resnet50_backbone),
     "vgg16": Entry(_BUILT, _vgg16),
     "vgg19": _wheel_entry("vgg19"),
+    "vgg19_bn": Entry(_BUILT, _vgg19_bn),
+    "yolo3_mobilenet_backbone": Entry(_BUILT, _yolo3_mobilenet_backbone),
     "zfnet512": _wheel_entry("zfnet512"),
 }
 ALIASES = {"bvlc_alexnet": "alexnet", "inception_v1": "googlenet"}

@@ -101,6 +101,10 @@ class SketchSpace:
         rng = np.random.default_rng(0)
         return next((found for sketch in range(len(self)) if (found := self.sample(sketch, rng))), None)
 
+    def axes(self, sketch: int) -> list[Knob]:
+        """The knobs of a sketch, in order."""
+        return list(self._knobs[sketch])
+
     def knobs(self, candidate: Candidate) -> list[Knob]:
         """The knobs of a candidate's own trace, which need not be of one of the sketches."""
         trace = candidate.payload.trace.simplified(True)

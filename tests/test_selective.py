@@ -1,0 +1,364 @@
+"""Selective tuning: its knobs, its clusters, and whole runs of it, with real schedules and invented latencies."""
+
+import threading
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from fake_measurer import FakeMeasurer, latency_of
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from matplotlib.figure import Figure
+from net import Net
+
+import tvmlab
+from tvmlab import frames, plots, search_process
+from tvmlab.core import InputError, Roofline, TrialStatus
+from tvmlab.experiment import AutoTVM, Experiment, Selective
+from tvmlab.records import RunFolder
+from tvmlab.search.clusters import clusters
+from tvmlab.search_process import search
+from tvmlab.selective_step import search_of
+from tvmlab.spaces.knobs import Tile
+from tvmlab.spaces.overlap import Outline, rate
+from tvmlab.targets import target
+
+# The knobs
+
+
+@pytest.mark.parametrize("top", [0, -1, True, 1.5, 100_001, "0%", "101%", "-5%", "1.5", "five", "", None])
+def test_a_share_of_nothing_or_of_more_than_all_is_refused(top):
+    with pytest.raises(InputError, match=r"^Selective\(top=.*\) is not usable: top should be a whole number from 1 to"):
+        Selective(top=top)
+
+
+@pytest.mark.parametrize(
+    ("top", "trials", "shared"),
+    [
+        (10, 3, 3),
+        (1, 9, 1),
+        ("10", 64, 10),
+        ("5%", 200, 10),
+        ("5 %", 201, 11),
+        ("0.1%", 5, 1),
+        ("100%", 7, 7),
+        (3, 0, 0),
+    ],
+)
+def test_how_many_schedules_are_shared(top, trials, shared):
+    assert Selective(top).shared(trials) == shared
+
+
+@pytest.mark.parametrize(
+    ("knobs", "said"),
+    [
+        (
+            {"engine": "ansor", "tuner": "grid"},
+            "Selective's tuner is a knob of engine 'autotvm', and its engine is 'ansor'",
+        ),
+        ({"population": 64}, "Selective's population is a knob of engine 'ansor'"),
+        ({"similarity": 0.0}, r"Selective\(similarity=0.0\) is not usable"),
+        ({"fall_back": 1.1}, r"Selective\(fall_back=1.1\) is not usable"),
+        ({"trials_per_kernel": 0}, r"Selective\(trials_per_kernel=0\) is not usable"),
+    ],
+)
+def test_a_knob_out_of_range_or_of_the_other_engine_is_named(knobs, said):
+    with pytest.raises(InputError, match=said):
+        Selective(**knobs)
+
+
+def test_the_search_has_the_knobs_of_a_normal_one():
+    step = Selective(trials_per_kernel=64, early_stopping_threshold=9, tuner="genetic", max_trials=80, warm_start=["a"])
+    wanted = AutoTVM(kernel_trials=64, early_stopping_threshold=9, tuner="genetic", max_trials=80, warm_start=["a"])
+    assert search_of(step) == wanted
+    made = search_of(Selective(engine="ansor", trials_per_kernel=7, population=16, generations=2))
+    assert (made.kind, made.trials_per_kernel, made.population, made.generations) == ("ansor", 7, 16, 2)
+
+
+# Similarity and clusters
+
+
+def space(*extents, operator="conv2d", unroll=(0, 16), limit=0):
+    knobs = [(f"tile {axis}", Tile(extent, 4, limit)) for axis, extent in enumerate(extents)]
+    return Outline(operator, ((*knobs, ("unroll", frozenset(unroll))),))
+
+
+def inner_parts(extent, limit):
+    """The tiles of a loop in four parts, without the outermost, counted out."""
+    found = {(a, b, c) for a in range(1, extent + 1) for b in range(1, extent + 1) for c in range(1, extent + 1)
+             if extent % (a * b * c) == 0}  # fmt: skip
+    return {tile for tile in found if not limit or tile[-1] <= limit}
+
+
+@pytest.mark.parametrize("limit", [0, 4])
+@pytest.mark.parametrize(("one", "other"), [(12, 18), (8, 32), (7, 14), (9, 16), (1, 6)])
+def test_the_rate_of_tiles_is_that_of_the_sets_of_their_inner_parts(one, other, limit):
+    ours, theirs = inner_parts(one, limit), inner_parts(other, limit)
+    found = rate(space(one, limit=limit), space(other, limit=limit))
+    assert found == pytest.approx((len(ours & theirs) / len(ours | theirs) * 1.0) ** (1 / 2))
+
+
+def test_the_rate_does_not_fall_with_the_number_of_knobs():
+    assert rate(space(56), space(28)) < rate(space(56, 7), space(28, 7)) < 1
+    large, small = (space(extent).parts[0][:1] for extent in (56, 28))
+    once, twice = (rate(Outline("conv2d", (large * times,)), Outline("conv2d", (small * times,))) for times in (1, 2))
+    assert once == pytest.approx(twice)
+
+
+def test_other_operators_and_other_structures_share_nothing():
+    assert rate(space(8), space(8, operator="dense")) == 0
+    assert rate(space(8), space(8, 8)) == 0
+    assert rate(space(8), space(8, unroll=(64,))) == 0
+    assert rate(space(1, unroll=(0,)), space(1, unroll=(0,))) == 1  # nothing to choose in either
+    three, two = (Outline("conv2d", space(8).parts * count) for count in (3, 2))
+    assert rate(three, two) == pytest.approx(4 / 5)
+
+
+SIZED = st.integers(1, 9).flatmap(
+    lambda count: st.tuples(st.just(count), st.lists(st.floats(0, 1), min_size=count**2, max_size=count**2))
+)
+
+
+@settings(deadline=None, max_examples=60)
+@given(SIZED, st.floats(0.1, 1))
+def test_every_task_is_in_one_cluster_of_tasks_that_are_all_alike(sized, least):
+    count, values = sized
+    rates = np.array(values).reshape(count, count)
+    rates = (rates + rates.T) / 2
+    found = clusters(rates, least, range(count))
+    members = [[one.representative, *one.others] for one in found]
+    assert sorted(task for cluster in members for task in cluster) == list(range(count))
+    assert [len(cluster) for cluster in members] == sorted(map(len, members), reverse=True)
+    for cluster in members:
+        for task in cluster:
+            assert all(rates[task, other] >= least for other in cluster if other != task)
+        sums = {task: sum(rates[task, other] for other in cluster if other != task) for task in cluster}
+        assert sums[cluster[0]] == pytest.approx(max(sums.values()))
+    one, *_ = members  # it cannot grow
+    for task in set(range(count)) - set(one):
+        assert any(rates[task, other] < least for other in one)
+
+
+def test_of_equals_the_costly_one_is_searched_and_one_task_is_a_cluster():
+    (pair,) = clusters([[1, 0.7], [0.7, 1]], 0.5, [1.0, 5.0])
+    assert (pair.representative, pair.others) == (1, (0,))
+    (alone,) = clusters([[1.0]], 0.5, [3.0])
+    assert (alone.representative, alone.others) == (0, ())
+
+
+@pytest.mark.parametrize(("rates", "costs", "said"), [([], [], "no tasks"), ([[1.0]], [1, 2], "not a matrix of 2 x 2")])
+def test_clusters_of_nothing_are_refused(rates, costs, said):
+    with pytest.raises(InputError, match=said):
+        clusters(rates, 0.5, costs)
+
+
+# Whole runs
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """Three convolutions of other shapes and epilogues, and a pool."""
+    folder = tmp_path_factory.mktemp("model")
+    net = Net(1, 16, 12, 12)
+    a = net.op("Relu", net.conv("x", 16, 16, 3, pads=[1] * 4))
+    b = net.op("Relu", net.op("Add", "x", net.conv(a, 16, 16, 3, pads=[1] * 4)))
+    c = net.op("Relu", net.conv(b, 16, 32, 3, pads=[1] * 4))
+    net.model(folder, net.op("MaxPool", c, kernel_shape=[2, 2], strides=[2, 2]))
+    return str(folder / "net.onnx")
+
+
+@pytest.fixture(scope="module")
+def cpu():
+    """A CPU with AVX-512, whatever this machine has: nothing is measured on it."""
+    return replace(target("cpu:znver4"), device="cpu", _roofline=Roofline(peak_gflops=100, bandwidth_gbs=10))
+
+
+@pytest.fixture
+def run(cpu, model, monkeypatch, tmp_path):
+    """`run(step, ...)` does a whole run, with invented answers, and returns its folder; `folder=` goes on with one."""
+    monkeypatch.setattr(search_process, "named_target", lambda name: cpu)
+
+    def go(*steps, folder=None, measurer=None, stop=None, **options):
+        folder = folder or RunFolder.create(Experiment(model=model, target="cpu", steps=steps, **options), tmp_path)
+        search(folder, stop or threading.Event(), lambda *_: measurer or FakeMeasurer())
+        return folder
+
+    return go
+
+
+TEMPLATES = Selective(top=3, trials_per_kernel=8, fall_back=0.0)
+SKETCHES = Selective(top="50%", trials_per_kernel=8, engine="ansor", population=16, generations=1, fall_back=0.0,
+                     similarity=0.3)  # fmt: skip
+
+
+@pytest.mark.parametrize("step", [TEMPLATES, SKETCHES], ids=["templates", "sketches"])
+def test_representatives_are_searched_and_the_others_take_their_schedules(run, step):
+    folder = run(step)
+    assert folder.state.status == "done"
+    table = frames.selective(folder)
+    convolutions = table[table["kernel_class"].str.startswith("conv2d")]
+    assert len(table) == len([info for info in folder.tasks if info.tunable and info.weight])
+    assert convolutions["depend"].nunique() == 1 and (convolutions["role"] == "shared").sum() == len(convolutions) - 1
+    for row in table.itertuples():
+        trials = [trial for trial in folder.trials() if trial.trial and trial.task_key == row.task_key]
+        if row.task == row.depend:
+            assert row.role == "searched" and row.rate == 1.0
+            assert row.searched == len(trials) <= 8 * len(table) and row.tried == 0
+        else:
+            own = [t.strategy for t in trials]
+            assert set(own) == {"transfer"} and 1 <= len(own) == row.tried and row.searched == 0
+            assert row.shared_us == row.best_us == pytest.approx(min(t.latency_s for t in trials) * 1e6)
+    assert (
+        f"searched {(table['role'] == 'searched').sum()} representatives of {len(table)} tasks" in folder.state.message
+    )
+    depends = frames.tasks(folder).set_index("task")["depend"]
+    assert depends[table["task"]].tolist() == table["depend"].tolist()
+
+
+def test_the_fastest_schedules_are_those_that_are_shared(run):
+    folder = run(TEMPLATES)
+    table = frames.selective(folder).set_index("task_key")
+    depends = folder.read_json("selective.json")["steps"]["0"]
+    by_number = {trial.trial: trial for trial in folder.trials()}
+    for key, on in depends["depends"].items():
+        if key != on:
+            numbers = [row["source_trial"] for row in depends["shared"] if row["task_key"] == key]
+            fastest = sorted((t for t in by_number.values() if t.task_key == on and t.trial and t.ok),
+                             key=lambda t: t.latency_s)  # fmt: skip
+            assert numbers == [trial.trial for trial in fastest[:3]]
+            assert table.loc[key, "tried"] + table.loc[key, "refused"] <= 3
+
+
+def test_the_engine_decides_the_layout(run):
+    packed, plain = run(TEMPLATES), run(SKETCHES)
+    assert {packing.block for packing in packed.assignment.values()} == {16} and plain.assignment is None
+
+
+class Slow(FakeMeasurer):
+    """Every kernel takes its default latency or a tenth more, but one task's transfers take long."""
+
+    def __init__(self, slow, **options):
+        super().__init__(**options)
+        self.slow = slow
+
+    def latencies(self, candidate):
+        seconds = 1e-4 * (1 + 0.1 * latency_of(candidate.key)) * (50 if candidate.task_key in self.slow else 1)
+        return (seconds,) * 3
+
+
+def other_of(folder):
+    """A convolution that takes schedules."""
+    table = frames.selective(folder)
+    return table[(table["role"] != "searched") & table["kernel_class"].str.startswith("conv2d")].iloc[0]
+
+
+def test_a_task_that_comes_out_poor_is_searched_after_all(run):
+    slow = other_of(run(TEMPLATES)).task_key
+    step = TEMPLATES.model_copy(update={"fall_back": 0.5})
+    folder = run(step, measurer=Slow({slow}))
+    table = frames.selective(folder).set_index("task_key")
+    assert table.index[table["role"] == "searched after all"].tolist() == [slow]
+    assert table.loc[slow, "searched"] > 0 and "share of the roofline" in table.loc[slow, "poor"]
+    assert table.loc[slow, "searched"] + table.loc[slow, "tried"] <= 8
+    assert "1 came out poor and were searched too" in folder.state.message
+    never = frames.selective(run(TEMPLATES, measurer=Slow({slow}))).set_index("task_key")
+    assert never.loc[slow, "role"] == "shared"
+
+
+def test_a_cluster_whose_representative_has_no_schedule_is_searched(run):
+    first = run(TEMPLATES)
+    representative = other_of(first).depend
+    (key,) = (info.key for info in first.tasks if info.name == representative)
+    broken = FakeMeasurer(fails=lambda candidate: TrialStatus.RUN_ERROR if candidate.task_key == key else None)
+    table = frames.selective(run(TEMPLATES, measurer=broken))
+    others = table[(table["depend"] == representative) & (table["task"] != representative)]
+    assert len(others) and set(others["role"]) == {"searched after all"}
+    assert set(others["poor"]) == {"its representative has no valid schedule"}
+    assert (others["searched"] > 0).all() and (others["tried"] == 0).all()
+
+
+def test_one_task_alone_is_searched(run, tmp_path):
+    net = Net(1, 16)
+    net.model(tmp_path, net.op("Gemm", "x", net.weight(16, 8), net.weight(8)))
+    folder = RunFolder.create(Experiment(model=str(tmp_path / "net.onnx"), target="cpu", steps=[TEMPLATES]), tmp_path)
+    run(folder=folder)
+    table = frames.selective(folder)
+    assert table["role"].tolist() == ["searched"] * len(table) and folder.state.trials > 0
+
+
+@pytest.mark.parametrize("count", [3, 19, 21, 26])
+def test_a_stopped_run_goes_on_where_it_was(run, count):
+    step = TEMPLATES.model_copy(update={"fall_back": 1.0, "batch_size": 2})
+    whole = run(step)
+    stop = threading.Event()
+    measurer = FakeMeasurer(on_measure=lambda number: stop.set() if number >= count else None)
+    folder = run(step, measurer=measurer, stop=stop)
+    assert folder.state.status == "stopped"
+    before, decided = list(folder.trials()), folder.read_json("selective.json")["steps"]["0"]
+    run(folder=folder)
+    after, noted = list(folder.trials()), folder.read_json("selective.json")["steps"]["0"]
+    assert folder.state.status == "done" and after[: len(before)] == before
+    programs = [(trial.task_key, trial.key) for trial in after if trial.trial]
+    assert len(set(programs)) == len(programs)
+    assert noted["depends"] == decided["depends"] and {**noted, "shared": decided["shared"]}.keys() == decided.keys()
+    if decided["poor"] is not None:
+        assert noted["poor"] == decided["poor"]
+    mine, theirs = (frames.selective(each)[["task", "depend", "cluster"]] for each in (folder, whole))
+    assert mine.equals(theirs)
+    assert "measured before" not in {row["outcome"] for row in noted["shared"]}
+
+
+def test_the_cap_is_of_the_whole_step(run):
+    folder = run(TEMPLATES.model_copy(update={"max_trials": 9, "fall_back": 1.0}))
+    assert len([trial for trial in folder.trials() if trial.trial]) <= 9
+
+
+def test_a_time_limit_leaves_time_to_share(run, monkeypatch):
+    """A clock that only trials move: the representatives alone could use up all of it."""
+    from tvmlab.session import Session
+
+    monkeypatch.setattr(Session, "elapsed_s", property(lambda self: float(self.trials)))
+    step = Selective(top=4, trials_per_kernel=500, fall_back=0.0, batch_size=2)
+    folder = run(step, time_limit_s=24.0)
+    table = frames.selective(folder)
+    shared = table[table["role"] == "shared"]
+    assert folder.state.trials <= 25 and len(shared) and (shared["tried"] > 0).any()
+
+
+def test_the_matrix_of_a_run_is_that_of_its_model(run, model, cpu):
+    found, recorded = tvmlab.similarity(model, cpu), frames.similarity(run(TEMPLATES))
+    assert found.attrs == recorded.attrs and list(found.index) == list(recorded.index)
+    assert np.allclose(found, recorded, atol=1e-4) and np.allclose(found, found.T) and (np.diag(found) == 1).all()
+    assert [task for cluster in found.attrs["clusters"] for task in cluster] == list(found.index)
+    for cluster in found.attrs["clusters"]:
+        assert {found.attrs["depend"][task] for task in cluster} == {cluster[0]}
+        assert (found.loc[cluster, cluster] >= 0.5).all(axis=None)
+    apart = tvmlab.similarity(model, cpu, least=1.0).attrs["clusters"]
+    assert len(apart) > len(found.attrs["clusters"])
+
+
+def test_similarity_refuses_what_is_out_of_range(model, cpu):
+    with pytest.raises(InputError, match=r"similarity=0.0"):
+        tvmlab.similarity(model, cpu, least=0)
+    with pytest.raises(InputError, match="engine='autotwm'"):
+        tvmlab.similarity(model, cpu, engine="autotwm")
+
+
+def test_the_figure_frames_the_clusters_and_names_their_representatives(model, cpu):
+    matrix = tvmlab.similarity(model, cpu)
+    ax = plots.similarity(matrix, ax=Figure().subplots())
+    sizes = [len(cluster) for cluster in matrix.attrs["clusters"]]
+    assert [patch.get_width() for patch in ax.patches] == sizes
+    labels = [label.get_text() for label in ax.get_yticklabels()]
+    assert [label.partition(" ")[0] for label in labels] == [cluster[0] for cluster in matrix.attrs["clusters"]]
+    assert labels[0].endswith(f"+ {sizes[0] - 1}")
+    assert f"{len(matrix)} tasks in {len(sizes)} clusters" in ax.get_title(loc="left")
+    with pytest.raises(InputError, match="no similarity matrix"):
+        plots.similarity(matrix.iloc[::-1])
+
+
+def test_a_run_without_the_step_has_no_clusters(make_run):
+    folder = make_run()
+    assert frames.selective(folder).empty and set(frames.tasks(folder)["depend"]) == {""}
+    with pytest.raises(InputError, match="has no clusters"):
+        frames.similarity(folder)

@@ -1,0 +1,45 @@
+"""compare.json as rows of a frame: what tvmlab.compare timed end to end."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from tvmlab import stats
+
+__all__ = ["comparison_rows", "median_ms", "ratio_of"]
+
+
+def comparison_rows(run: str, compared: dict[str, Any]) -> list[dict[str, Any]]:
+    """The rows of `comparison` for what one compare.json holds."""
+    rows = []
+    for subject, found in compared.get("subjects", {}).items():
+        samples, ratio = found["samples_ms"], ratio_of(compared, "tvmlab", subject)
+        low, high = stats.median_interval(samples)[1:] if len(samples) >= 6 else (np.nan, np.nan)
+        rows.append(
+            {
+                "run": run,
+                "subject": subject,
+                "median_ms": float(np.median(samples)),
+                "low_ms": low,
+                "high_ms": high,
+                "samples": len(samples),
+                "ratio": ratio.get("ratio", np.nan),
+                "ratio_low": ratio.get("low", np.nan),
+                "ratio_high": ratio.get("high", np.nan),
+            }
+        )
+    return rows
+
+
+def median_ms(compared: dict[str, Any], subject: str) -> float:
+    """The median latency of a subject, NaN if it was not timed."""
+    samples = compared.get("subjects", {}).get(subject, {}).get("samples_ms")
+    return float(np.median(samples)) if samples else np.nan
+
+
+def ratio_of(compared: dict[str, Any], subject: str, baseline: str) -> dict[str, float]:
+    """The ratio of two subjects with its interval, empty if it is not there."""
+    pairs = compared.get("ratios", [])
+    return next((row for row in pairs if (row["subject"], row["baseline"]) == (subject, baseline)), {})
