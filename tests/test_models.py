@@ -97,13 +97,10 @@ def test_batch_gives_each_sample_its_own_result(name):
         assert_close(reference(graph, feeds), [np.concatenate(rows)])
 
 
-def test_table_matches_what_loading_gives_and_is_quick():
-    code = (
-        "from time import perf_counter; from tvmlab.models import models;"
-        "start = perf_counter(); models(); print(perf_counter() - start)"
-    )
-    spent = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert float(spent.stdout) < 2
+def test_table_matches_what_loading_gives_without_tvm():
+    code = "import sys; from tvmlab.models import models; models(); print('tvm' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
     table = models()
     assert list(table.index) == list(zoo.ZOO) and set(table["source"]) == {
         "onnx model zoo graph",
