@@ -288,7 +288,7 @@ def _demo(args: argparse.Namespace) -> int:
     from tvmlab.report import report
     from tvmlab.run import best, tune
 
-    experiment = best(**given_knobs(args, Experiment))
+    experiment = best(**given_knobs(args, Experiment)).afresh()
     print(f"tvmlab.tune({experiment.code()})", flush=True)
     run = tune(experiment, args.runs_dir)
     if not _follow(run):

@@ -11,8 +11,9 @@ from tvmlab.experiment import AutoTVM, LayoutTuning
 from tvmlab.layout_plan import LayoutPlan, Packed, lanes_of, record
 from tvmlab.models import Model
 from tvmlab.records import RunFolder
+from tvmlab.reuse import take_layouts
 from tvmlab.session import Session
-from tvmlab.sites import reason_against
+from tvmlab.sites import Site, reason_against
 from tvmlab.sources import block_of, packing_like, pools
 from tvmlab.targets import Target
 from tvmlab.tasks import Task, extract
@@ -25,12 +26,14 @@ _FILE = "assignment.json"
 def arrange(folder: RunFolder, model: Model, target: Target) -> tuple[list[Task], LayoutPlan | None]:
     """The tasks that a run works on now, noted in its folder; and the plan of its layout step, until that is done.
 
-    Without a layout step, AutoTVM packs a CPU's model by its vectors, and TransferTuning as the runs are packed that it
-    takes its schedules from: that is noted too.
+    A layout step has nothing to do if an earlier run that is reused made its choice. Without one, AutoTVM packs a CPU's
+    model by its vectors, and TransferTuning as the runs are packed that it takes its schedules from: that is noted too.
     """
     sources = pools(folder, target.attrs)
     steps, known = folder.experiment.stages, folder.layouts
     tuning = next((step for step in steps if isinstance(step, LayoutTuning)), None)
+    if tuning and known is None:
+        known = take_layouts(folder, tuning, [_described(site) for site in layouts.sites(model)])
     if tuning and not (known and known["finished"]):
         plan = LayoutPlan(model, target, tuning)
         folder.write_json(_FILE, plan.provisional)
@@ -52,6 +55,11 @@ def arrange(folder: RunFolder, model: Model, target: Target) -> tuple[list[Task]
     return tasks, None
 
 
+def _described(site: Site) -> tuple[str, str]:
+    """A site's name, and what a record of an assignment says about it."""
+    return site.name, str(site).partition(": ")[2]
+
+
 def _packed_like(model: Model, runs: Sequence[RunFolder]) -> Assignment:
     """The block in which most convolutions of some runs are packed, for all; each computed as the run's most like it.
 
@@ -60,7 +68,7 @@ def _packed_like(model: Model, runs: Sequence[RunFolder]) -> Assignment:
     block = block_of(runs)
     assignment = layouts.uniform(model, block) if block else {}
     for site in layouts.sites(model) if assignment else []:
-        like = packing_like(str(site).partition(": ")[2], runs) if site.kind == "conv2d" else None
+        like = packing_like(_described(site)[1], runs) if site.kind == "conv2d" else None
         if like and like.block and reason_against(site, wanted := Packing(block, like.algorithm)) is None:
             assignment[site.name] = wanted
     return assignment

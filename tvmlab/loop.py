@@ -18,9 +18,10 @@ from tvmlab.experiment import LayoutTuning, TransferTuning
 from tvmlab.layout_plan import LayoutPlan
 from tvmlab.layout_step import adopt
 from tvmlab.measure.refine import refine
+from tvmlab.reuse import Plan
 from tvmlab.search.allocate import Allocator, fit_batch_size, fit_descent_batches, fit_template_batches
 from tvmlab.session import Session
-from tvmlab.strategies import Strategies
+from tvmlab.strategies import PAST, Strategies
 from tvmlab.tasks import Task
 
 __all__ = ["run_steps"]
@@ -80,21 +81,25 @@ def _search(
     `most` is how many trials each may get, if not what the step says.
     """
     tasks = list(session.tasks.values()) if only is None else only
-    keys = {task.key for task in tasks}
+    keys = [task.key for task in tasks]
     earlier = {key: trials for key, trials in session.trials_of(number).items() if key in keys}
-    total = step.total_trials(len(tasks)) if most is None else most * len(tasks)
-    left = total - sum(map(len, earlier.values()))
-    sizes = _batch_sizes(session, step, total, len(tasks))
+    plan = session.reuse.plan(number, keys) if most is None else Plan(most * len(keys), dict.fromkeys(keys, most))
+    left = plan.total - sum(map(len, earlier.values()))
+    sizes = _batch_sizes(session, step, plan.total, len(tasks))
     allocator = Allocator(
         [task.info for task in tasks],
         session.known_latencies_s(keys),
         session.target.roofline,
-        step.early_stopping_threshold,
-        step.task_trials if most is None else most,
+        step.patience,
+        plan.limits,
     )
+    for key, (before, since) in plan.begun.items():
+        allocator.begun(key, before, since)
     for key, trials in earlier.items():
-        allocator.record(key, [trial.latency_s for trial in trials])
+        _note(allocator, key, trials)
     strategies = Strategies(session, number, step)
+    if plan.begun and left > 0:
+        left -= _measure_again(session, allocator, number, strategies, keys[:left])
     under_way: _Batch | None = None
     while True:
         started = time.perf_counter()
@@ -114,6 +119,32 @@ def _search(
         if finished is None and under_way is None:  # what was told last may have been what a strategy waited for
             break
     session.fell_short |= left > 0
+
+
+def _measure_again(
+    session: Session, allocator: Allocator, number: int, strategies: Strategies, keys: Sequence[str]
+) -> int:
+    """Measure the best schedule that earlier runs have of each task, as its first trial here; returns how many.
+
+    A latency of another day is no result of this run.
+    """
+    found = [candidate for key in keys if (candidate := strategies.again(key)) is not None]
+    with closing(session.measurer.measure(found)) as measurements:
+        for done, (candidate, measured) in enumerate(zip(found, measurements, strict=True), start=1):
+            trial = session.record(candidate, measured, number, PAST)
+            _note(allocator, trial.task_key, [trial])
+            if session.is_over:
+                return done
+    return len(found)
+
+
+def _note(allocator: Allocator, key: str, trials: Sequence[Trial]) -> None:
+    """Tell the allocator of a task's trials."""
+    for trial in trials:
+        if trial.strategy == PAST:
+            allocator.again(key, trial.latency_s)
+    if new := [trial.latency_s for trial in trials if trial.strategy != PAST]:
+        allocator.record(key, new)
 
 
 def _batch_sizes(session: Session, step: Any, total: int, tasks: int) -> tuple[int, int]:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tvmlab.core import InputError, RunError, TvmlabError
-from tvmlab.experiment import Ansor, AutoTVM, Experiment, LayoutTuning, Measure
+from tvmlab.experiment import Ansor, AutoTVM, Experiment, LayoutTuning, Measure, afresh
 from tvmlab.hardware import require_compiler, require_disk
 from tvmlab.models import load_model
 from tvmlab.records import RunFolder, default_runs_dir
@@ -41,6 +41,7 @@ _FORKED = (
     "environment.json",
     "transfer.json",
     "refine.json",
+    "reuse.json",
 )
 _STOP_GRACE_S = 180.0  # a stop waits for the trial under way, and that for its build
 
@@ -216,9 +217,9 @@ def fork(
     """A new run that begins where a finished one ended and goes on with further steps; starts it and returns at once.
 
     It begins with the other's trials, records and tuning time, in a folder beside it (of this `name`, if one is given);
-    `fork.json` there says whose. Two forks of one run differ by their further steps and by nothing else. The further
-    steps together end after `time_limit_s`. Raises RunError if the run is not done, InputError for steps that cannot
-    follow its own.
+    `fork.json` there says whose. Two forks of one run differ by their further steps and by nothing else, so these reuse
+    nothing from other runs. The further steps together end after `time_limit_s`. Raises RunError if the run is not
+    done, InputError for steps that cannot follow its own.
 
     Example: `tvmlab.fork(run, [tvmlab.Droplet()], time_limit_s=60).wait()`
     """
@@ -230,13 +231,14 @@ def fork(
         raise InputError("a fork needs a step to go on with", remedy="pass one, such as [Droplet()]")
     limit = None if time_limit_s is None else state.elapsed_s + time_limit_s
     values = {field: getattr(asked, field) for field in type(asked).model_fields}
-    experiment = Experiment(**{**values, "steps": (*asked.steps, *steps), "time_limit_s": limit})
+    experiment = Experiment(**{**values, "steps": (*asked.steps, *afresh(steps)), "time_limit_s": limit})
     _check(experiment, origin.path.parent)
     return _launch(_place(experiment, origin.path.parent, name, origin))
 
 
 def begin(experiment: Experiment, runs_dir: Path, name: str) -> Run:
-    """`tune` in a folder of this name."""
+    """`tune` in a folder of this name, as a search that others are compared with: it reuses nothing."""
+    experiment = experiment.afresh()
     _check(experiment, runs_dir)
     return _launch(_place(experiment, runs_dir, name))
 
