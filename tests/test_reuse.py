@@ -1,14 +1,17 @@
 """What a run takes from earlier runs: how much is still to search, where the search begins, what is left out."""
 
+import ast
 import json
 import shutil
 from collections import Counter
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from fake_measurer import FakeMeasurer, keys, stop_after
 
+import tvmlab
 from tvmlab import reuse
 from tvmlab import run as running
 from tvmlab.core import TrialStatus
@@ -250,7 +253,7 @@ def test_a_stop_while_the_best_are_measured_again(done, make_folder, run, cpu):
     done(max_trials=8)
     second = begun(make_folder, cpu, max_trials=12)
     stop, measurer = stop_after(1)
-    assert [trial.strategy for trial in run(second, measurer, stop=stop)] == [PAST]
+    assert {trial.strategy for trial in run(second, measurer, stop=stop)} == {PAST}
     after = run(second)
     assert Counter(trial.strategy for trial in after) == {PAST: 2, "evolution": 4}
 
@@ -281,6 +284,8 @@ def test_layouts_chosen_by_the_same_knobs_are_taken(make_folder, cpu):
     ):
         assert reuse.take_layouts(folder, other, there) is None
     assert not (folder.path / "assignment.json").exists() and said_of_reuse(folder) == ""
+    forecast = Reuse.forecast(folder.experiment, folder.path.parent, cpu.attrs)
+    assert forecast.layouts(step, sites) == (earlier.id, earlier.layouts)
     assert reuse.take_layouts(folder, step, sites) == earlier.layouts == folder.layouts
     assert said_of_reuse(folder) == f"reused the layouts of {earlier.id}; reuse=False searches afresh"
 
@@ -297,6 +302,17 @@ def test_forks_studies_and_benchmarks_begin_afresh(done, make_folder, run, cpu, 
     asked = Experiment(model="alexnet", steps=[LayoutTuning(), AutoTVM()])
     assert running.begin(asked, tmp_path, "cell").experiment == asked.afresh()  # a study's cell is begun by this call
     assert running.tune(asked, tmp_path).experiment == asked
+
+
+def test_no_benchmark_tunes_with_what_another_run_found():
+    """But for the one that measures what reuse brings. `begin` reuses nothing by itself."""
+    calls = {}
+    for path in (Path(tvmlab.__file__).parent.parent / "benchmarks").glob("*.py"):
+        nodes = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+        tuned = [node.args[0] for node in nodes if getattr(node.func, "attr", "") == "tune"]
+        calls |= {(path.stem, node.lineno): ast.unparse(node) for node in tuned}
+    assert len(calls) >= 6
+    assert {name for (name, _), asked in calls.items() if not asked.endswith(".afresh()")} == {"reuse"}
 
 
 # Random trials
@@ -328,7 +344,7 @@ def test_random_trials_start_from_past_records_however_slow(name):
         digits, starts = (digits_of(indices, space.radices) for indices in (asked, slow))
         return int(((digits[:, None, :] != starts[None]).sum(axis=2).min(axis=1) <= 2).sum())
 
-    assert near(random=True) >= 17 > 12 >= near(random=False)
+    assert near(random=True) >= max(17, near(random=False) + 4)
 
 
 def test_without_past_records_random_trials_change_nothing():
@@ -371,7 +387,7 @@ def test_the_allocator_goes_on_where_earlier_runs_ended(tiny_tasks):
 
 def test_said_and_read_where_there_is_nothing(make_folder):
     folder = make_folder()
-    known = Reuse(folder)
+    known = Reuse.of(folder)
     known.take(["x"])
     assert said_of_reuse(folder) == "" and known.runs == [] and known.best("x") is None
     assert known.trials("x") == [] and known.keys("x") == set() and known.plan(0, ["x", "y"]).total == 16

@@ -15,6 +15,7 @@ from typing import Any
 __all__ = [
     "DATABASE_FILES",
     "REFINE_FILE",
+    "fastest_records",
     "hide_torch",
     "idle_passes",
     "load_meta_schedule",
@@ -77,12 +78,12 @@ def read_database(folder: Path, kind: str, fastest: int | None = None) -> Any:
             whole = lines[: lines.rfind(b"\n") + 1].splitlines(keepends=True)
             if name == DATABASE_FILES[-1]:
                 whole = [line for at, line in enumerate(whole) if at not in aside]
-                whole = whole if fastest is None else _fastest(whole, fastest)
+                whole = whole if fastest is None else fastest_records(whole, fastest)
             (Path(copy) / name).write_bytes(b"".join(whole))
         return meta_schedule.database.JSONDatabase(work_dir=copy)
 
 
-def _fastest(records: list[bytes], most: int) -> list[bytes]:
+def fastest_records(records: list[bytes], most: int) -> list[bytes]:
     """The fastest records of each workload; a line of the file is [workload, [trace, seconds, ...]]."""
     ranked: dict[int, list[tuple[float, int]]] = {}
     for at, line in enumerate(records):

@@ -13,7 +13,7 @@ from tvmlab.core import InputError
 from tvmlab.engines import engine
 from tvmlab.experiment import STEPS, Experiment, Measure, Options, unit_of
 
-__all__ = ["add_knobs", "add_steps", "flag", "given_experiment", "given_knobs"]
+__all__ = ["add_knobs", "add_steps", "flag", "given_experiment", "given_knobs", "refuse_steps"]
 
 _KINDS = {step.model_fields["kind"].default: step for step in STEPS}
 
@@ -88,6 +88,14 @@ def _given_steps(args: argparse.Namespace) -> tuple[Options, ...]:
     return tuple(
         kind(**of_none, **{name: value for name, value in knobs.items() if name in kind.model_fields}) for kind in kinds
     )
+
+
+def refuse_steps(args: argparse.Namespace, why: str) -> None:
+    """Raises InputError if the flags name a step or a knob of one."""
+    knobs = [flag(name) for step in STEPS for name in given_knobs(args, step)]
+    given = [*(["--step"] if args.kinds else []), *knobs]
+    if given:
+        raise InputError(f"{why}, and {given[0]} is given", remedy="leave one of them out")
 
 
 def flag(name: str) -> str:

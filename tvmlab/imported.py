@@ -7,7 +7,9 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from tvmlab.compat import DATABASE_FILES, read_database, structural_key, to_plain
+import orjson
+
+from tvmlab.compat import DATABASE_FILES, fastest_records, load_meta_schedule, structural_key, to_plain
 from tvmlab.core import Candidate, InputError, RecordError, TaskInfo, Trial, TrialStatus
 from tvmlab.earlier import readable
 from tvmlab.environment import describe
@@ -46,31 +48,46 @@ def import_records(
                 remedy=f"pass a folder with {' and '.join(DATABASE_FILES)}",
             )
     parent = Path(runs_dir) if runs_dir is not None else default_runs_dir()
-    by_target = _by_target(folder, most)
+    by_target, unreadable = _by_target(folder, most)
     asked = named_target(target) if isinstance(target, str) else target
     devices = {text: _device(attrs, asked) for text, (attrs, _) in by_target.items()}
     known = {info.key: info for run in readable(parent) for info in run.tasks}
-    made = [_import(folder, devices[text], records, known, parent) for text, (_, records) in by_target.items()]
+    made = [
+        _import(folder, devices[text], records, known, parent, unreadable) for text, (_, records) in by_target.items()
+    ]
     if not any(made):
-        raise InputError(f"no record in {folder} can be made again here", remedy="it is of another TVM, or empty")
+        raise InputError(
+            f"no record in {folder} is of a schedule that ran and can be made again here",
+            remedy="pass a database that this version of TVM tuned",
+        )
     return [run for run in made if run is not None]
 
 
-def _by_target(folder: Path, most: int) -> dict[str, tuple[dict[str, Any], list[Any]]]:
-    """The records of a database that ran, by target: its attributes, and TVM's records."""
+def _by_target(folder: Path, most: int) -> tuple[dict[str, tuple[dict[str, Any], list[Any]]], int]:
+    """The records of a database that ran, by target: its attributes and TVM's records; and how many are unreadable.
+
+    They are read one by one: TVM applies each trace as it reads it, and refuses a whole file for one that fails.
+    """
+    database = load_meta_schedule().database
+    found: dict[str, tuple[dict[str, Any], list[Any]]] = {}
+    unreadable = 0
     try:
-        records = read_database(folder, "llvm", fastest=most).get_all_tuning_records()
-    except Exception as error:  # noqa: BLE001  JSON's errors, and whatever TVM's parsers raise
+        lines = [(folder / name).read_bytes().splitlines() for name in DATABASE_FILES]
+        workloads = [database.Workload.from_json(orjson.loads(line)) for line in lines[0]]
+        records = [orjson.loads(line) for line in fastest_records(lines[1], most)]
+    except Exception as error:  # noqa: BLE001  JSON's errors, and whatever TVM's parser raises
         reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
         raise RecordError(f"{folder} is no TVM database ({reason})", remedy="restore it from a copy") from None
-    found: dict[str, tuple[dict[str, Any], list[Any]]] = {}
-    for record in records:
-        if record.run_secs and record.target is not None and len(record.trace.insts) > 0:
+    for workload, content in records:
+        try:
+            record = database.TuningRecord.from_json(content, workloads[workload])
+        except Exception:  # noqa: BLE001  a trace that does not apply to its task
+            unreadable += 1
+            continue
+        if record.target is not None and len(record.trace.insts) > 0:  # else the default schedule
             attrs = _attrs(record.target)
             found.setdefault(str(sorted(attrs.items(), key=str)), (attrs, []))[1].append(record)
-    if not found:
-        raise InputError(f"the database in {folder} has no record of a schedule that ran", remedy="tune first")
-    return found
+    return found, unreadable
 
 
 def _attrs(target: Any) -> dict[str, Any]:
@@ -97,9 +114,9 @@ def _device(attrs: Mapping[str, Any], asked: Target | None) -> Target:
 
 
 def _import(
-    path: Path, target: Target, records: Iterable[Any], known: Mapping[str, TaskInfo], runs_dir: Path
+    path: Path, target: Target, records: Iterable[Any], known: Mapping[str, TaskInfo], runs_dir: Path, unreadable: int
 ) -> RunFolder | None:
-    """A run folder of records; None if none of them can be made again."""
+    """A run folder of records; None if none of them can be made again. `unreadable` are others of the database."""
     made_s = (path / DATABASE_FILES[1]).stat().st_mtime
     tasks, found, left_out = _made_again(records, target, known)
     if not found:
@@ -116,7 +133,8 @@ def _import(
         commit(database, tasks[candidate.task_key].module, candidate.payload.trace, latencies_s, target)
     writer.close()
     message = f"{len(found)} records of {len(tasks)} tasks, imported from {path.name}"
-    message += f"; {left_out} more cannot be made again here" if left_out else ""
+    if left_out + unreadable:
+        message += f"; {left_out + unreadable} more cannot be made again here"
     ended = State("done", started_s=made_s, heartbeat_s=made_s, trials=len(found), total_trials=len(found))
     folder.write_state(replace(ended, message=message))
     return folder

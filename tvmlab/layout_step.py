@@ -8,12 +8,12 @@ from dataclasses import asdict, replace
 from tvmlab import layouts
 from tvmlab.core import Assignment, Packing
 from tvmlab.experiment import AutoTVM, LayoutTuning
-from tvmlab.layout_plan import LayoutPlan, Packed, lanes_of, record
+from tvmlab.layout_plan import LayoutPlan, Packed, described, lanes_of, record
 from tvmlab.models import Model
 from tvmlab.records import RunFolder
 from tvmlab.reuse import take_layouts
 from tvmlab.session import Session
-from tvmlab.sites import Site, reason_against
+from tvmlab.sites import reason_against
 from tvmlab.sources import block_of, packing_like, pools
 from tvmlab.targets import Target
 from tvmlab.tasks import Task, extract
@@ -33,7 +33,7 @@ def arrange(folder: RunFolder, model: Model, target: Target) -> tuple[list[Task]
     steps, known = folder.experiment.stages, folder.layouts
     tuning = next((step for step in steps if isinstance(step, LayoutTuning)), None)
     if tuning and known is None:
-        known = take_layouts(folder, tuning, [_described(site) for site in layouts.sites(model)])
+        known = take_layouts(folder, tuning, [described(site) for site in layouts.sites(model)])
     if tuning and not (known and known["finished"]):
         plan = LayoutPlan(model, target, tuning)
         folder.write_json(_FILE, plan.provisional)
@@ -55,11 +55,6 @@ def arrange(folder: RunFolder, model: Model, target: Target) -> tuple[list[Task]
     return tasks, None
 
 
-def _described(site: Site) -> tuple[str, str]:
-    """A site's name, and what a record of an assignment says about it."""
-    return site.name, str(site).partition(": ")[2]
-
-
 def _packed_like(model: Model, runs: Sequence[RunFolder]) -> Assignment:
     """The block in which most convolutions of some runs are packed, for all; each computed as the run's most like it.
 
@@ -68,7 +63,7 @@ def _packed_like(model: Model, runs: Sequence[RunFolder]) -> Assignment:
     block = block_of(runs)
     assignment = layouts.uniform(model, block) if block else {}
     for site in layouts.sites(model) if assignment else []:
-        like = packing_like(_described(site)[1], runs) if site.kind == "conv2d" else None
+        like = packing_like(described(site)[1], runs) if site.kind == "conv2d" else None
         if like and like.block and reason_against(site, wanted := Packing(block, like.algorithm)) is None:
             assignment[site.name] = wanted
     return assignment

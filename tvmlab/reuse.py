@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 from tvmlab.core import RecordError, Trial, TrialStatus
 from tvmlab.earlier import ended
-from tvmlab.experiment import Ansor, AutoTVM, LayoutTuning
+from tvmlab.experiment import Ansor, AutoTVM, Experiment, LayoutTuning
 from tvmlab.records import RunFolder
 
 __all__ = ["REUSE_FILE", "Best", "Past", "Plan", "Reuse", "begin", "said_of_reuse", "take_layouts"]
@@ -66,9 +67,13 @@ def begin(folder: RunFolder, attrs: Mapping[str, Any]) -> None:
     """
     asked = any(getattr(step, "reuse", False) for step in folder.experiment.stages)
     if asked and not (folder.path / REUSE_FILE).exists() and next(folder.rows(), None) is None:
-        found = {run.id: _lines(run) for run in ended(folder.path.parent, attrs, folder.id)}
-        runs = {run: lines for run, lines in found.items() if lines}
-        folder.write_json(REUSE_FILE, {"runs": runs, "layouts": "", "tasks": {}})
+        folder.write_json(REUSE_FILE, _noted(folder.path.parent, attrs, folder.id))
+
+
+def _noted(runs_dir: Path, attrs: Mapping[str, Any], itself: str = "") -> dict[str, Any]:
+    """reuse.json before the tasks are known."""
+    lines = {run.id: _lines(run) for run in ended(runs_dir, attrs, itself)}
+    return {"runs": {run: count for run, count in lines.items() if count}, "layouts": "", "tasks": {}}
 
 
 def _lines(run: RunFolder) -> int:
@@ -77,23 +82,13 @@ def _lines(run: RunFolder) -> int:
 
 
 def take_layouts(folder: RunFolder, step: LayoutTuning, sites: Sequence[tuple[str, str]]) -> dict[str, Any] | None:
-    """The assignment that the newest earlier run chose by the same knobs for a model with the same sites; None: there
-    is none. It goes into the run's assignment.json; `sites` are names and what `frames.layouts` says about each.
-    """
-    noted = folder.read_json(REUSE_FILE, missing={"runs": {}})
-    if not step.reuse:
+    """The assignment that a run takes from an earlier one (`Reuse.layouts`), noted in its folder; None if none fits."""
+    found = Reuse.of(folder).layouts(step, sites)
+    if found is None:
         return None
-    for run in filter(None, (_opened(folder, name) for name in reversed(noted["runs"]))):
-        found, first = run.layouts, run.experiment.stages[0]
-        if not (found and found["finished"] and isinstance(first, LayoutTuning)):
-            continue
-        same = _choice(first) == _choice(step) and first.trials_per_variant >= step.trials_per_variant
-        cold = run.experiment.measure.cold_weights == folder.experiment.measure.cold_weights
-        if same and cold and [(row["site"], row["about"]) for row in found["sites"]] == list(sites):
-            folder.write_json("assignment.json", found)
-            folder.write_json(REUSE_FILE, {**noted, "layouts": run.id})
-            return found
-    return None
+    folder.write_json("assignment.json", found[1])
+    folder.write_json(REUSE_FILE, {**folder.read_json(REUSE_FILE), "layouts": found[0]})
+    return found[1]
 
 
 def _choice(step: LayoutTuning) -> LayoutTuning:
@@ -102,18 +97,60 @@ def _choice(step: LayoutTuning) -> LayoutTuning:
 
 
 class Reuse:
-    """What is known of a run's tasks from the runs that its reuse.json names; nothing where there is none."""
+    """What is known of an experiment's tasks from the earlier runs of a folder that `noted`, a reuse.json, names.
 
-    def __init__(self, folder: RunFolder) -> None:
-        self._folder = folder
-        self._file = folder.read_json(REUSE_FILE, missing={"runs": {}, "tasks": {}})
+    `write` is told when more is noted.
+    """
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        runs_dir: Path,
+        noted: dict[str, Any],
+        write: Callable[[dict[str, Any]], None] = lambda noted: None,
+    ) -> None:
+        self._experiment = experiment
+        self._runs_dir = runs_dir
+        self._file = noted
+        self._write = write
         self._records: dict[str, _Records] = {}
+
+    @classmethod
+    def of(cls, folder: RunFolder) -> Reuse:
+        """What a run takes; nothing where it has no reuse.json."""
+        noted = folder.read_json(REUSE_FILE, missing={"runs": {}, "tasks": {}})
+        return cls(folder.experiment, folder.path.parent, noted, lambda more: folder.write_json(REUSE_FILE, more))
+
+    @classmethod
+    def forecast(cls, experiment: Experiment, runs_dir: Path, attrs: Mapping[str, Any]) -> Reuse:
+        """What a run of this experiment would take if it began now; nothing is written."""
+        return cls(experiment, runs_dir, _noted(runs_dir, attrs))
 
     @property
     def runs(self) -> list[RunFolder]:
         """The earlier runs with trials of the run's tasks, as far as they are still there."""
         used = {name for noted in self._file["tasks"].values() for name in noted["runs"]}
-        return list(filter(None, (_opened(self._folder, name) for name in self._file["runs"] if name in used)))
+        return list(filter(None, (_opened(self._runs_dir, name) for name in self._file["runs"] if name in used)))
+
+    def layouts(self, step: LayoutTuning, sites: Sequence[tuple[str, str]]) -> tuple[str, dict[str, Any]] | None:
+        """The newest earlier run that chose layouts by the same knobs for a model with the same sites, and its choice.
+
+        `sites` are their names and what `frames.layouts` says about each.
+        """
+        cold = self._experiment.measure.cold_weights
+        for run in filter(None, (_opened(self._runs_dir, name) for name in reversed(self._file["runs"]))):
+            found, first = run.layouts, run.experiment.stages[0]
+            if not (step.reuse and found and found["finished"] and isinstance(first, LayoutTuning)):
+                continue
+            same = _choice(first) == _choice(step) and first.trials_per_variant >= step.trials_per_variant
+            if same and run.experiment.measure.cold_weights == cold and _sites(found) == list(sites):
+                return run.id, found
+        return None
+
+    @property
+    def counted(self) -> int:
+        """How many trials of earlier runs count for the steps that reuse."""
+        return _counted(self._experiment, self._file)
 
     def take(self, keys: Iterable[str]) -> None:
         """Read what the earlier runs have of these tasks, and note it in reuse.json."""
@@ -121,17 +158,17 @@ class Reuse:
         self._records |= wanted
         if not self._file["runs"] or not wanted:
             return
-        cold = self._folder.experiment.measure.cold_weights
+        cold = self._experiment.measure.cold_weights
         others: set[tuple[str, str]] = set()
         for name, lines in self._file["runs"].items():
-            run = _opened(self._folder, name)
+            run = _opened(self._runs_dir, name)
             if run is None:
                 print(f"earlier run {name} cannot be read any more: its records are not started from", flush=True)
             elif not wanted.keys().isdisjoint(info.key for info in run.tasks):
                 _read(run, lines, wanted, others, unlike=run.experiment.measure.cold_weights != cold)
         noted = {key: records.noted() for key, records in wanted.items() if records.runs}
         self._file["tasks"] = {**noted, **self._file["tasks"]}  # what was noted before is what the run goes by
-        self._folder.write_json(REUSE_FILE, self._file)
+        self._write(self._file)
 
     def trials(self, key: str) -> list[Trial]:
         """The trials of a task in earlier runs that ran, without the decisions of sketches: those are in databases."""
@@ -147,7 +184,7 @@ class Reuse:
 
     def plan(self, number: int, keys: Sequence[str]) -> Plan:
         """What stage `number` of the run measures of its tasks: what it asks, less what earlier runs have."""
-        stages = self._folder.experiment.stages
+        stages = self._experiment.stages
         step = stages[number]
         if not (isinstance(step, _ENGINES) and step.reuse and any(key in self._file["tasks"] for key in keys)):
             limit = step.task_trials
@@ -159,6 +196,10 @@ class Reuse:
 
     def _of(self, key: str, engine: str) -> Past:
         return Past(**self._file["tasks"].get(key, {}).get(engine, {}))
+
+
+def _sites(assignment: Mapping[str, Any]) -> list[tuple[str, str]]:
+    return [(row["site"], row["about"]) for row in assignment["sites"]]
 
 
 def _plan(step: Ansor | AutoTVM, before: Sequence[Ansor | AutoTVM], past: Mapping[str, Past], again: set[str]) -> Plan:
@@ -275,10 +316,10 @@ def _trial(row: dict[str, Any]) -> Trial:
     return Trial(**{**row, "decisions": decisions, "status": TrialStatus(row["status"])})
 
 
-def _opened(folder: RunFolder, name: str) -> RunFolder | None:
-    """An earlier run beside this one; None if it cannot be read any more."""
+def _opened(runs_dir: Path, name: str) -> RunFolder | None:
+    """An earlier run; None if it cannot be read any more."""
     try:
-        return RunFolder.open(folder.path.parent / name)
+        return RunFolder.open(runs_dir / name)
     except RecordError:
         return None
 
@@ -286,11 +327,13 @@ def _opened(folder: RunFolder, name: str) -> RunFolder | None:
 def said_of_reuse(folder: RunFolder) -> str:
     """What a run's message says of what it took from earlier runs; an empty string where that is nothing."""
     noted = folder.read_json(REUSE_FILE, missing={"tasks": {}, "layouts": ""})
-    engines = {step.kind for step in folder.experiment.stages if isinstance(step, _ENGINES) and step.reuse}
-    tasks = noted["tasks"].values()
-    trials = sum(task[engine]["trials"] for task in tasks for engine in engines & task.keys())
-    runs = {run for task in tasks for run in task["runs"]}
+    runs = {run for task in noted["tasks"].values() for run in task["runs"]}
     parts = [f"the layouts of {noted['layouts']}"] if noted["layouts"] else []
-    if trials:
+    if trials := _counted(folder.experiment, noted):
         parts.append(f"{trials} trials of {len(runs)} earlier run{'s' if len(runs) > 1 else ''}")
     return f"reused {' and '.join(parts)}; reuse=False searches afresh" if parts else ""
+
+
+def _counted(experiment: Experiment, noted: Mapping[str, Any]) -> int:
+    engines = {step.kind for step in experiment.stages if isinstance(step, _ENGINES) and step.reuse}
+    return sum(task[engine]["trials"] for task in noted["tasks"].values() for engine in engines & task.keys())

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 __all__ = ["Progress", "Run", "attach", "begin", "best", "fork", "resume", "runs", "tune"]
 
 _POLL_S = 0.2
+_STATUSES = ("running", "done", "stopped", "failed", "unreadable")
 _WEIGHT_BYTES = 4
 _FORKED = (
     "trials.jsonl",
@@ -308,10 +309,16 @@ def resume(run: str | Path | RunFolder | Run, runs_dir: str | Path | None = None
     return _launch(folder)
 
 
-def runs(runs_dir: str | Path | None = None) -> pd.DataFrame:
-    """All runs of a folder, the newest first: id, model, status, trials, elapsed_s, estimate_ms, message."""
+def runs(runs_dir: str | Path | None = None, *, model: str = "", target: str = "", status: str = "") -> pd.DataFrame:
+    """The runs of a folder, the newest first: id, model, target, status, trials, elapsed_s, estimate_ms, message.
+
+    Of these only those of a `model`, for a `target` (as the experiment names it), or with a `status`: running, done,
+    stopped, failed or unreadable. Raises InputError for another status.
+    """
     import pandas as pd
 
+    if status and status not in _STATUSES:
+        raise InputError(f"no run is ever {status!r}", remedy=f"status is one of {', '.join(_STATUSES)}")
     parent = Path(runs_dir) if runs_dir is not None else default_runs_dir()
     rows = []
     for path in sorted(parent.glob("*/experiment.json"), reverse=True):
@@ -320,6 +327,8 @@ def runs(runs_dir: str | Path | None = None) -> pd.DataFrame:
             rows.append({"run": run.id, "model": run.experiment.model, "target": run.experiment.target, **_row(run)})
         except TvmlabError as error:
             rows.append({"run": path.parent.name, "status": "unreadable", "message": str(error)})
+    asked = {name: value for name, value in (("model", model), ("target", target), ("status", status)) if value}
+    rows = [row for row in rows if all(row.get(name) == value for name, value in asked.items())]
     columns = ["run", "model", "target", "status", "trials", "elapsed_s", "estimate_ms", "message"]
     return pd.DataFrame(rows, columns=columns).set_index("run")
 

@@ -45,7 +45,7 @@ class Session:
         self.database = open_database(folder, target)
         self.search_s = 0.0
         self.plan = plan
-        self.reuse = Reuse(folder)
+        self.reuse = Reuse.of(folder)
         if plan is None:  # else the tasks are variants, whose trials no engine made
             self.reuse.take(self.tasks)
         self.phase = "starting"
