@@ -17,10 +17,10 @@ from tvmlab import run as running
 from tvmlab.core import TrialStatus
 from tvmlab.experiment import Ansor, AutoTVM, Droplet, Experiment, LayoutTuning
 from tvmlab.records import RunFolder
-from tvmlab.reuse import Past, Reuse, said_of_reuse
+from tvmlab.reuse import PAST, Past, Reuse, said_of_reuse
 from tvmlab.search.allocate import Allocator
 from tvmlab.search.tuner import digits_of
-from tvmlab.strategies import PAST, TUNERS
+from tvmlab.strategies import TUNERS
 from tvmlab.testing import RecordedSpace, spend
 
 A, B = "a" * 16, "b" * 16
@@ -118,6 +118,11 @@ def test_a_second_run_measures_the_best_again_and_nothing_else(done, make_folder
     noted = json.loads((second.path / "reuse.json").read_text())
     assert noted["runs"] == {first.id: 18}
     assert {task["best"]["run"] for task in noted["tasks"].values()} == {first.id}
+    second.write_json("tasks.json", json.loads((first.path / "tasks.json").read_text()))
+    frame = tvmlab.reused(second)
+    assert frame["ansor"].sum() == 16 and set(frame["best_run"]) == {first.id} and len(frame) == 2
+    assert frame["now_us"].tolist() == pytest.approx(frame["then_us"].tolist())
+    assert tvmlab.reused(first).empty
     assert sum(task["ansor"]["trials"] for task in noted["tasks"].values()) == 16
 
 

@@ -13,7 +13,7 @@ from tvmlab.core import InputError, RecordError, RunError, TrialStatus
 from tvmlab.earlier import PAST_COLUMNS
 from tvmlab.imported import IMPORTED
 from tvmlab.records import RunFolder
-from tvmlab.strategies import PAST
+from tvmlab.reuse import PAST
 from tvmlab.targets import Target
 
 CPU = Target("test", "test-cpu", "llvm", {"kind": "llvm", "mcpu": "znver4", "num-cores": 2}, "cpu")

@@ -57,6 +57,7 @@ _PUBLIC = {
     "recorded_spaces": "simulation",
     "recordings": "recordings",
     "report": "report",
+    "reused": "store",
     "resume": "run",
     "runs": "run",
     "simulate": "simulation",

@@ -18,10 +18,10 @@ from tvmlab.experiment import LayoutTuning, TransferTuning
 from tvmlab.layout_plan import LayoutPlan
 from tvmlab.layout_step import adopt
 from tvmlab.measure.refine import refine
-from tvmlab.reuse import Plan
+from tvmlab.reuse import PAST, Plan
 from tvmlab.search.allocate import Allocator, fit_batch_size, fit_descent_batches, fit_template_batches
 from tvmlab.session import Session
-from tvmlab.strategies import PAST, Strategies
+from tvmlab.strategies import Strategies
 from tvmlab.tasks import Task
 
 __all__ = ["run_steps"]

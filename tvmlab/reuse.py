@@ -20,9 +20,10 @@ from tvmlab.earlier import ended
 from tvmlab.experiment import Ansor, AutoTVM, Experiment, LayoutTuning
 from tvmlab.records import RunFolder
 
-__all__ = ["REUSE_FILE", "Best", "Past", "Plan", "Reuse", "begin", "said_of_reuse", "take_layouts"]
+__all__ = ["PAST", "REUSE_FILE", "Best", "Past", "Plan", "Reuse", "begin", "said_of_reuse", "take_layouts"]
 
 REUSE_FILE = "reuse.json"
+PAST = "past"  # the strategy of trials that measure the best schedule of earlier runs again
 _ENGINES = (Ansor, AutoTVM)
 _IMPROVED = 0.999  # of a latency: less is noise (tvmlab.search.allocate)
 
@@ -67,7 +68,9 @@ def begin(folder: RunFolder, attrs: Mapping[str, Any]) -> None:
     """
     asked = any(getattr(step, "reuse", False) for step in folder.experiment.stages)
     if asked and not (folder.path / REUSE_FILE).exists() and next(folder.rows(), None) is None:
-        folder.write_json(REUSE_FILE, _noted(folder.path.parent, attrs, folder.id))
+        noted = _noted(folder.path.parent, attrs, folder.id)
+        if noted["runs"]:
+            folder.write_json(REUSE_FILE, noted)
 
 
 def _noted(runs_dir: Path, attrs: Mapping[str, Any], itself: str = "") -> dict[str, Any]:

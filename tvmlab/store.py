@@ -5,17 +5,19 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from tvmlab.core import InputError, RunError, TaskInfo
 from tvmlab.earlier import attrs_of, past_frame, readable
 from tvmlab.records import RunFolder, default_runs_dir
+from tvmlab.reuse import PAST, REUSE_FILE
 from tvmlab.targets import Target
 from tvmlab.targets import target as named_target
 from tvmlab.tasks import Task
 
-__all__ = ["delete_runs", "past"]
+__all__ = ["delete_runs", "past", "reused"]
 
 
 def past(
@@ -43,6 +45,31 @@ def past(
         known = ", ".join(found["task"].dropna().unique()) or "none at all"
         raise InputError(f"there are no records of task {name!r}", remedy=f"there are of {known}")
     return chosen.reset_index(drop=True)
+
+
+def reused(run: str | Path | RunFolder | Any) -> pd.DataFrame:
+    """What a run took from earlier runs, one row a task; none where it took nothing.
+
+    Columns: task, task_key, ansor and autotvm (trials of each engine that count), runs (their ids), best_run and
+    best_trial (whose schedule was measured again first), then_us (its latency there), now_us (here; NaN: not yet, or it
+    failed). Raises RecordError for what is no run.
+    """
+    folder = RunFolder.open(getattr(run, "folder", run))
+    noted = folder.read_json(REUSE_FILE, missing={"tasks": {}})["tasks"]
+    now = {trial.key: trial.latency_s for trial in folder.trials() if trial.strategy == PAST}
+    rows = []
+    for info in folder.tasks:
+        if info.key in noted:
+            found, best = noted[info.key], noted[info.key]["best"] or {}
+            counts = {engine: found.get(engine, {}).get("trials", 0) for engine in ("ansor", "autotvm")}
+            row = {"task": info.name, "task_key": info.key, **counts, "runs": ", ".join(found["runs"])}
+            row |= {"best_run": best.get("run", ""), "best_trial": best.get("trial")}
+            rows.append(row | {"then_us": best.get("latency_s"), "now_us": now.get(best.get("key", ""))})
+    columns = ["task", "task_key", "ansor", "autotvm", "runs", "best_run", "best_trial", "then_us", "now_us"]
+    frame = pd.DataFrame(rows, columns=columns).astype({"best_trial": "Int64"})
+    for name in ("then_us", "now_us"):
+        frame[name] = frame[name].astype(float) * 1e6
+    return frame
 
 
 def delete_runs(runs: str | Path | Sequence[str | Path], runs_dir: str | Path | None = None) -> list[str]:

@@ -11,6 +11,7 @@ from tvmlab.compat import read_database
 from tvmlab.core import Candidate, EnumeratedSpace, InputError, Strategy, Trial
 from tvmlab.experiment import Ansor, AutoTVM, Droplet, LayoutTuning, TransferTuning
 from tvmlab.records import RunFolder
+from tvmlab.reuse import PAST
 from tvmlab.search.annealing import Annealing
 from tvmlab.search.costmodel import CostModel
 from tvmlab.search.droplet import Droplet as Descent
@@ -26,12 +27,11 @@ from tvmlab.targets import Target
 from tvmlab.tasks import Task
 from tvmlab.transfer_step import Transfers
 
-__all__ = ["PAST", "TUNERS", "Strategies", "template_space", "warm_records"]
+__all__ = ["TUNERS", "Strategies", "template_space", "warm_records"]
 
 _RECORDS = 64  # earlier schedules of a task that a search starts from
 _STARTS = 8  # the fastest of them, of which a descent begins at the first that can be made again and has knobs
 
-PAST = "past"  # what trials are said to be of that measure the best schedule of earlier runs again
 _ALSO = ("droplet", "transfer", PAST)  # strategies whose trials may be of a template or of a sketch
 
 TUNERS: dict[str, type[Tuner]] = {tuner.name: tuner for tuner in (Annealing, Genetic, RandomSearch, Grid, DropletTuner)}
