@@ -3,8 +3,8 @@
     python benchmarks/presets.py [--models squeezenet ...] [--seeds 3] [--scale 0.02] [--quick]
 
 Neither run knows the other (reuse=False). `--scale` multiplies every budget of both, trials and early stopping, since
-the presets in full take hours: 0.02 is 40 trials a task beside 60 by each engine. A row of JSON for each model and seed:
-the ratio of end-to-end latencies, max over default, with its 95 % interval; max is slower if all of that is above 1.
+the presets in full take hours: 0.02 is 40 trials a task beside 60 by each engine. A row of JSON a model and seed: the
+ratio of end-to-end latencies, max over default, with its 95 % interval; max is slower if all of that is above 1.
 The last line is the largest ratio, with its interval; `slower` before it counts the rows that are.
 """
 

@@ -1,4 +1,4 @@
-"""A second run of a model whose tasks are all in the store: its share of the first run's time, and its latency beside it.
+"""A second run of a model whose tasks are all in the store: its share of the first run's time, and its latency.
 
     python benchmarks/reuse.py [--models squeezenet ...] [--seeds 3] [--what default|fast|ansor] [--trials N] [--quick]
 

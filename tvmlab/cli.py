@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tvmlab.cli_runs import add_runs_flags, call_runs, runs_dir_flag
 from tvmlab.console import follow, show, summarise
@@ -116,8 +116,8 @@ def _tune_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help=Experiment.model_fields["model"].description)
     runs_dir_flag(parser)
     parser.add_argument("--no-wait", action="store_true", help="start the run, print its id and return")
-    parser.add_argument("--preset", metavar="NAME", help="fast, default or max: the steps, and how candidates are timed "
-                        "where no flag says otherwise; tvmlab presets MODEL compares them")  # fmt: skip
+    parser.add_argument("--preset", metavar="NAME", help="fast, default or max: the steps, and how candidates are "
+                        "timed where no flag says otherwise; tvmlab presets MODEL compares them")  # fmt: skip
     add_knobs(parser, Experiment, skip=("model", "steps", "measure"))
     add_steps(parser)
     add_knobs(parser, Measure)

@@ -12,6 +12,12 @@ from tvmlab.core import InputError
 __all__ = ["add_runs_flags", "call_runs", "runs_dir_flag"]
 
 
+_NAMES = (
+    "runs by id or folder, to export, to delete, or to tell the failed trials of; the folder of the TVM database to "
+    "import; the task whose past is to be shown"
+)
+
+
 def runs_dir_flag(parser: argparse.ArgumentParser) -> None:
     """The flag that says where runs are."""
     parser.add_argument("--runs-dir", metavar="FOLDER", help="where runs are kept (default: runs, or $TVMLAB_RUNS)")
@@ -20,8 +26,7 @@ def runs_dir_flag(parser: argparse.ArgumentParser) -> None:
 def add_runs_flags(parser: argparse.ArgumentParser) -> None:
     """The action, what it is done to, and the flags of all actions."""
     parser.add_argument("action", nargs="?", choices=list(_ACTIONS), default="list", help="what to do (default: list)")
-    parser.add_argument("names", nargs="*", metavar="NAME", help="runs by id or folder, to export, delete, or tell the "
-                        "failed trials of; the folder of TVM's database to import; the task whose past to show")  # fmt: skip
+    parser.add_argument("names", nargs="*", metavar="NAME", help=_NAMES)
     parser.add_argument("--model", default="", help="list the runs of this model")
     parser.add_argument("--status", default="", help="list the runs with this status")
     parser.add_argument("--target", help="list the runs for this target; show the past on it; import for it")
@@ -48,7 +53,8 @@ def _list(args: argparse.Namespace) -> int:
 def _past(args: argparse.Namespace) -> int:
     from tvmlab.store import past
 
-    return show(past(*args.names[:1], target=args.target, runs_dir=args.runs_dir))
+    task = args.names[0] if args.names else None
+    return show(past(task, target=args.target, runs_dir=args.runs_dir))
 
 
 def _failures(args: argparse.Namespace) -> int:
