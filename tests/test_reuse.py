@@ -3,6 +3,7 @@
 import ast
 import json
 import shutil
+import threading
 from collections import Counter
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from tvmlab.records import RunFolder
 from tvmlab.reuse import PAST, Past, Reuse, said_of_reuse
 from tvmlab.search.allocate import Allocator
 from tvmlab.search.tuner import digits_of
+from tvmlab.search_process import search
 from tvmlab.strategies import TUNERS
 from tvmlab.testing import RecordedSpace, spend
 
@@ -153,6 +155,32 @@ def test_the_search_goes_on_from_the_past_and_not_from_chance(done, make_folder,
     monkeypatch.setattr(strategies, "Evolution", lambda *args, **knobs: given.append(knobs) or real(*args, **knobs))
     run(begun(make_folder, cpu, max_trials=30))
     assert given and all(len(knobs["records"]) >= 4 and len(knobs["known"]) >= 4 for knobs in given)
+
+
+def test_the_search_process_finds_notes_and_says_what_it_reuses(make_folder, capsys):
+    """All but the process: from the model to the last word of two runs in a folder."""
+    first, second = make_folder(max_trials=8), make_folder(max_trials=12)
+    for folder in (first, second):
+        search(folder, threading.Event(), lambda tasks, target, where: FakeMeasurer())
+        assert folder.status == "done"
+    assert not (first.path / "reuse.json").exists() and first.state.message == ""
+    said = "reused 8 trials of 1 earlier run; reuse=False searches afresh"
+    assert second.state.message == said and said in capsys.readouterr().out
+    assert (second.state.trials, second.state.total_trials) == (6, 6)
+    assert [trial.strategy for trial in second.trials() if trial.trial][:2] == [PAST, PAST]
+
+
+def test_layouts_are_chosen_once(make_folder, capsys):
+    """The second run has no layout step left, and tunes the tasks of the same assignment."""
+    steps = [LayoutTuning(trials_per_variant=2, algorithms=("direct",)), AutoTVM(kernel_trials=2)]
+    first, second = make_folder(steps=steps), make_folder(steps=steps)
+    for folder in (first, second):
+        search(folder, threading.Event(), lambda tasks, target, where: FakeMeasurer())
+    assert second.layouts == first.layouts and second.state.steps_done == 2
+    assert f"reused the layouts of {first.id} and " in second.state.message
+    trials = [trial for trial in second.trials() if trial.trial]
+    assert {(trial.step, trial.strategy) for trial in trials} == {(1, PAST)}
+    assert len(trials) == second.state.total_trials < first.state.trials
 
 
 def test_reuse_false_searches_afresh(done, make_folder, run, cpu):
