@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,11 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 import tvmlab
+from tvmlab.core import InputError
 from tvmlab.experiment import Ansor, Experiment
+from tvmlab.records import RunFolder
 from tvmlab.run import Run
+from tvmlab.stats import median_interval
 
 HERE = Path(__file__).parent
 
@@ -32,7 +36,7 @@ def tune_tvmlab(model: str, trials: int, seed: int, folder: Path) -> tuple[Run, 
     """The finished run, and the seconds from the call to its end: process starts and default kernels included."""
     started = time.perf_counter()
     step = Ansor(max_trials=trials, early_stopping_threshold=100_000, trials_per_kernel=100_000)
-    run = tvmlab.tune(Experiment(model=model, target="cpu", seed=seed, steps=(step,)), folder).wait()
+    run = tvmlab.tune(Experiment(model=model, target="cpu", seed=seed, steps=(step,)).afresh(), folder).wait()
     return run, time.perf_counter() - started
 
 
@@ -88,6 +92,21 @@ def kept(path: Path | None, what: dict[str, Any], measure: Callable[[], dict[str
         with path.open("a") as file:
             file.write(json.dumps(row) + "\n")
     return row
+
+
+def wall_s(folder: RunFolder) -> float:
+    """Seconds from the start of a finished run's search process to its last word."""
+    state = folder.state
+    return state.heartbeat_s - state.started_s
+
+
+def median_of(values: list[float]) -> tuple[float, float, float]:
+    """The median and its 95 % interval; with fewer values than one takes (6), their range."""
+    try:
+        found = median_interval(values)
+        return found.value, found.low, found.high
+    except InputError:
+        return median(values), min(values), max(values)
 
 
 def report(benchmark: str, ratio: float, low: float, high: float, goal: float) -> None:

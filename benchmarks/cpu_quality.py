@@ -64,7 +64,7 @@ def measure(run: Run, threads: int, repeats: int) -> dict[str, Any]:
 def row_of(asked: Experiment, threads: list[int], repeats: int, folder: Path) -> dict[str, Any]:
     """Tune a model and compare it."""
     started = time.perf_counter()
-    run = tvmlab.tune(asked, folder).wait()
+    run = tvmlab.tune(asked.afresh(), folder).wait()
     tuning_s = time.perf_counter() - started
     at = [measure(run, count, repeats) for count in sorted(threads)]
     ratio_goal, minutes = GOALS.get(asked.model, OTHERS)

@@ -49,7 +49,7 @@ GOAL = 0.8
 
 def run_of(model: str, seed: int, step: Any, folder: Path) -> RunFolder:
     """The folder of a finished run of one step."""
-    return tvmlab.tune(Experiment(model=model, target="cpu", seed=seed, steps=[step]), folder).wait().folder
+    return tvmlab.tune(Experiment(model=model, target="cpu", seed=seed, steps=[step]).afresh(), folder).wait().folder
 
 
 def post_optimize(database: RunFolder, budget: int, seed: int) -> tuple[Path, dict[str, Any]]:

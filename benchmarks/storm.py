@@ -32,7 +32,7 @@ GOALS = {"storm.wall_time": 0.5, "storm": 1.0}
 
 def run_of(model: str, seed: int, steps: list[Any], folder: Path) -> RunFolder:
     """The folder of a finished run."""
-    return tvmlab.tune(Experiment(model=model, target="cpu", seed=seed, steps=steps), folder).wait().folder
+    return tvmlab.tune(Experiment(model=model, target="cpu", seed=seed, steps=steps).afresh(), folder).wait().folder
 
 
 def search(trials: int) -> Ansor:

@@ -20,15 +20,13 @@ from statistics import median
 from typing import Any
 
 import numpy as np
-from common import kept
+from common import kept, median_of, wall_s
 
 import tvmlab
 from tvmlab.compare import compare
-from tvmlab.core import InputError
 from tvmlab.experiment import Ansor, Experiment, TransferTuning
 from tvmlab.records import RunFolder
 from tvmlab.run import Run, begin
-from tvmlab.stats import median_interval
 
 SHARE, TIME = 0.8, 0.1  # the goals
 
@@ -41,12 +39,6 @@ def search(experiment: Experiment, runs_dir: Path, name: str) -> RunFolder:
     state = run.folder.state
     print(f"  {name}: {state.trials} trials, {wall_s(run.folder):.0f} s; {state.message}", flush=True)
     return run.folder
-
-
-def wall_s(folder: RunFolder) -> float:
-    """Seconds from the start of the search process to its last word."""
-    state = folder.state
-    return state.heartbeat_s - state.started_s
 
 
 def full(model: str, seed: int, asked: argparse.Namespace) -> Experiment:
@@ -87,12 +79,7 @@ def pair(source: str, target: str, seed: int, asked: argparse.Namespace) -> dict
 
 
 def interval(values: list[float]) -> str:
-    """The median, and its 95 % interval where there are values enough for one, else their range."""
-    try:
-        found = median_interval(values)
-        return f"{found.value:.3f} [{found.low:.3f}, {found.high:.3f}]"
-    except InputError:
-        return f"{median(values):.3f} (range {min(values):.3f} to {max(values):.3f}, n = {len(values)})"
+    return "{:.3f} [{:.3f}, {:.3f}], n = {}".format(*median_of(values), len(values))
 
 
 def main() -> None:

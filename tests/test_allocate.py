@@ -167,7 +167,7 @@ def test_batch_sizes_fit_the_budget(total, tasks):
 
 def test_a_task_gets_no_more_than_its_share():
     tasks = [task("a"), task("b")]
-    allocator = Allocator(tasks, {"a": 1.0, "b": 1e-3}, None, 1000, task_trials=20)
+    allocator = Allocator(tasks, {"a": 1.0, "b": 1e-3}, None, 1000, {"a": 20, "b": 20})
     assert allocator.room("a") == 20
     allocator.record("a", [0.9, None])
     allocator.begin("a", 8)

@@ -139,6 +139,20 @@ def test_tune_chooses_the_step(tuned):
     assert tuned["e"] == Experiment(model="alexnet", steps=[step])
 
 
+@pytest.mark.parametrize(
+    ("flags", "step"),
+    [
+        ("--kernel-trials 64", AutoTVM(kernel_trials=64)),
+        ("--exploration-trials 8 --random-trials 2", AutoTVM(exploration_trials=8, random_trials=2)),
+        ("--early-stopping-threshold 40%", Ansor(early_stopping_threshold="40 %")),
+        ("--trials-per-kernel 3 --no-reuse", Ansor(trials_per_kernel=3, reuse=False)),
+    ],
+)
+def test_without_a_step_the_knobs_choose_the_engine(tuned, flags, step):
+    assert cli.main(["tune", "alexnet", *flags.split(), "--no-wait"]) == 0
+    assert tuned["e"] == Experiment(model="alexnet", steps=[step])
+
+
 def test_tune_searches_layouts(tuned):
     flags = "--step layouttuning --trials-per-variant 4 --blocks 8 16 --algorithms direct winograd2 --no-wait"
     assert cli.main(["tune", "alexnet", *flags.split()]) == 0
@@ -166,7 +180,10 @@ def test_tune_takes_several_steps_in_order_each_with_the_knobs_it_has(tuned):
     [
         (["--step", "autotvm", "--step", "droplet", "--population", "16"], "AutoTVM has no knob 'population'"),
         (["--step", "autotvm", "--population", "16"], "AutoTVM has no knob 'population': its knobs are kernel_trials"),
-        (["--tuner", "xgb"], "Ansor has no knob 'tuner'"),
+        (["--p-value", "0.1"], "Ansor has no knob 'p_value'"),
+        (["--tuner", "xgb", "--population", "64"], "population is a knob of Ansor and tuner one of AutoTVM"),
+        (["--early-stopping-threshold", "101 %"], "a percentage of the budget above 0 % and up to 100 %"),
+        (["--early-stopping-threshold", "-1"], "should be 1 to 100,000 trials"),
         (["--batch", "0"], "Experiment(batch=0) is not usable: batch should be greater than or equal to 1"),
         (["--max-trials", "-3"], "Ansor(max_trials=-3) is not usable"),
         (["--dim", "n"], "--dim 'n' is not usable: write NAME=SIZE"),
@@ -220,7 +237,7 @@ def test_resume_stop_and_runs_call_the_api(make_run, replaced, capsys):
     assert cli.main(["stop", run.id]) == 0
     assert asked == [(run.id, "d"), (run.id, None)] and run.stopped
     assert f"run {run.id} is stopped" in capsys.readouterr().out
-    replaced("run", "runs", lambda runs_dir=None: pd.DataFrame({"status": ["done"]}, index=["one"]))
+    replaced("run", "runs", lambda runs_dir=None, **asked: pd.DataFrame({"status": ["done"]}, index=["one"]))
     assert cli.main(["runs"]) == 0
     assert capsys.readouterr().out.split() == ["status", "one", "done"]
 
@@ -327,14 +344,14 @@ def test_demo_leaves_a_figure_and_a_report_and_prints_the_summary(tuned, replace
     replaced("compare", "compare", lambda run: "compared")
     replaced("report", "report", lambda run: page)
     assert cli.main(["demo", "--model", "squeezenet", "--time-limit", "5"]) == 0
-    assert tuned["e"] == best("squeezenet", time_limit_s=5.0)
+    assert tuned["e"] == best("squeezenet", time_limit_s=5.0).afresh()
     figure = tuned["run"].folder.path / "curve.png"
     assert figure.read_bytes().startswith(b"\x89PNG")
     out = capsys.readouterr().out
     for expected in ("compared", "best_estimate_ms", str(figure), str(page)):
         assert expected in out
     assert cli.main(["demo"]) == 0
-    assert tuned["e"] == best("resnet50", time_limit_s=180.0)
+    assert tuned["e"] == best("resnet50", time_limit_s=180.0).afresh()
 
 
 def test_demo_stopped_by_control_c_compares_nothing(tuned, replaced):

@@ -9,7 +9,7 @@ import pytest
 import tvmlab
 
 HEAVY = ["tvm", "ipywidgets", "IPython", "pandas", "numpy", "matplotlib", "onnx", "pydantic"]
-SAME_NAME = ["models", "targets", "tasks", "compare", "report", "study", "doctor"]
+SAME_NAME = ["models", "targets", "tasks", "compare", "report", "study", "doctor", "presets"]
 
 
 def python(code):

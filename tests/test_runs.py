@@ -15,6 +15,7 @@ import pytest
 import tvmlab
 from tvmlab import Ansor, LayoutTuning
 from tvmlab.core import InputError, MissingTool, RecordError, RunError
+from tvmlab.experiment import afresh
 from tvmlab.records import RunFolder
 from tvmlab.run import Run
 
@@ -176,7 +177,10 @@ def test_a_fork_goes_on_from_a_finished_run_and_leaves_it_alone(tiny_run, starte
     before = {path.name: path.read_bytes() for path in origin.iterdir()}
     step = Ansor(max_trials=3, population=16, generations=1)
     run = started(tvmlab.fork(origin, [step], time_limit_s=60, name="branch")).wait()
-    assert run.folder.path == tmp_path / "branch" and run.experiment.steps == (*tiny_run.experiment.steps, step)
+    assert run.folder.path == tmp_path / "branch" and run.experiment.steps == (
+        *tiny_run.experiment.steps,
+        *afresh([step]),
+    )
     assert_complete(run, 11, trials_of(tiny_run))
     assert [trial.step for trial in trials_of(run)] == [0] * 8 + [1] * 3
     assert len([trial for trial in run.folder.trials() if trial.trial == 0]) == 2  # the defaults are not measured again

@@ -11,21 +11,21 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from tvmlab.core import RunError, TrialStatus, TvmlabError
+from tvmlab.cli_runs import add_runs_flags, call_runs, runs_dir_flag
+from tvmlab.console import follow, show, summarise
+from tvmlab.core import TvmlabError
 
 if TYPE_CHECKING:
-    from tvmlab.experiment import Options
-    from tvmlab.run import Progress, Run
+    from tvmlab.experiment import Experiment, Options
+    from tvmlab.run import Run
     from tvmlab.study_design import Study
 
 __all__ = ["main"]
 
 _DEMO_MODEL = "resnet50"
 _DEMO_TIME_LIMIT_S = 180.0
-_LOOK_S = 0.5
-_LOG_EVERY_S = 10.0  # a progress line in a file, where it cannot be overwritten
 _INTERRUPTED = 130  # the shell's exit code for Ctrl-C
 
 
@@ -71,25 +71,21 @@ def _no_flags(parser: argparse.ArgumentParser) -> None:
     pass
 
 
-def _runs_dir_flag(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--runs-dir", metavar="FOLDER", help="where runs are kept (default: runs, or $TVMLAB_RUNS)")
-
-
 def _run_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", help="id or folder of a run")
-    _runs_dir_flag(parser)
+    runs_dir_flag(parser)
 
 
 def _models(args: argparse.Namespace) -> int:
     from tvmlab.models import models
 
-    return _show(models())
+    return show(models())
 
 
 def _targets(args: argparse.Namespace) -> int:
     from tvmlab.targets import targets
 
-    return _show(targets())
+    return show(targets())
 
 
 def _tasks_flags(parser: argparse.ArgumentParser) -> None:
@@ -110,7 +106,7 @@ def _tasks(args: argparse.Namespace) -> int:
     from tvmlab.overview import tasks
 
     experiment = Experiment(**given_knobs(args, Experiment))
-    return _show(tasks(experiment.model, experiment.target))
+    return show(tasks(experiment.model, experiment.target))
 
 
 def _tune_flags(parser: argparse.ArgumentParser) -> None:
@@ -118,8 +114,10 @@ def _tune_flags(parser: argparse.ArgumentParser) -> None:
     from tvmlab.flags import add_knobs, add_steps
 
     parser.add_argument("model", metavar="MODEL", help=Experiment.model_fields["model"].description)
-    _runs_dir_flag(parser)
+    runs_dir_flag(parser)
     parser.add_argument("--no-wait", action="store_true", help="start the run, print its id and return")
+    parser.add_argument("--preset", metavar="NAME", help="fast, default or max: the steps, and how candidates are "
+                        "timed where no flag says otherwise; tvmlab presets MODEL compares them")  # fmt: skip
     add_knobs(parser, Experiment, skip=("model", "steps", "measure"))
     add_steps(parser)
     add_knobs(parser, Measure)
@@ -129,7 +127,35 @@ def _tune(args: argparse.Namespace) -> int:
     from tvmlab.flags import given_experiment
     from tvmlab.run import tune
 
-    return _begin(tune(given_experiment(args), args.runs_dir), args.no_wait)
+    experiment = _of_preset(args) if args.preset else given_experiment(args)
+    return _begin(tune(experiment, args.runs_dir), args.no_wait)
+
+
+def _of_preset(args: argparse.Namespace) -> Experiment:
+    """The experiment of `--preset` with the other flags; says how long it takes. Raises InputError for steps."""
+    from tvmlab.experiment import Experiment, Measure
+    from tvmlab.flags import given_knobs, refuse_steps
+    from tvmlab.presets import estimate_time, preset
+
+    refuse_steps(args, f"preset {args.preset!r} has its own steps")
+    found = preset(args.preset, **given_knobs(args, Experiment))
+    measure = found.measure.model_dump() | given_knobs(args, Measure)
+    experiment = found.model_copy(update={"measure": Measure(**measure)})
+    print(estimate_time(experiment, args.runs_dir), file=sys.stderr)
+    return experiment
+
+
+def _presets_flags(parser: argparse.ArgumentParser) -> None:
+    _tasks_flags(parser)
+    runs_dir_flag(parser)
+
+
+def _presets(args: argparse.Namespace) -> int:
+    from tvmlab.experiment import Experiment
+    from tvmlab.flags import given_knobs
+    from tvmlab.presets import presets
+
+    return show(presets(**given_knobs(args, Experiment), runs_dir=args.runs_dir))
 
 
 def _resume_flags(parser: argparse.ArgumentParser) -> None:
@@ -148,15 +174,9 @@ def _begin(run: Run, no_wait: bool) -> int:
     print(run.id, flush=True)
     if no_wait:
         return 0
-    if not _follow(run):
+    if not follow(run):
         return _INTERRUPTED
-    return _summarise(run)
-
-
-def _runs(args: argparse.Namespace) -> int:
-    from tvmlab.run import runs
-
-    return _show(runs(args.runs_dir))
+    return summarise(run)
 
 
 def _stop(args: argparse.Namespace) -> int:
@@ -181,7 +201,7 @@ def _compare(args: argparse.Namespace) -> int:
     from tvmlab.run import attach
 
     run = attach(args.run, args.runs_dir)
-    return _show(compare(run, baselines=args.baseline, repeats=args.repeats, threads=args.threads))
+    return show(compare(run, baselines=args.baseline, repeats=args.repeats, threads=args.threads))
 
 
 def _profile_flags(parser: argparse.ArgumentParser) -> None:
@@ -198,11 +218,11 @@ def _profile(args: argparse.Namespace) -> int:
 
     run = RunFolder.open(args.run, args.runs_dir)
     if args.onnxruntime:
-        return _show(compare_operators(run, repeats=args.repeats, threads=args.threads).round(3))
+        return show(compare_operators(run, repeats=args.repeats, threads=args.threads).round(3))
     frame = profile(run, repeats=args.repeats, threads=args.threads)
-    _show(frame.drop(columns="shapes").round(3))
+    show(frame.drop(columns="shapes").round(3))
     print(f"\n{', '.join(f'{name} {value:.5g}' for name, value in frame.attrs.items() if name != 'run')}\n")
-    return _show(causes(frame).round(3))
+    return show(causes(frame).round(3))
 
 
 def _study_flags(parser: argparse.ArgumentParser) -> None:
@@ -225,7 +245,7 @@ def _study(args: argparse.Namespace) -> int:
         print("\n".join([*(cell.name for cell in plan(definition)), f"about {duration_text(length_s(asked))}"]))
         return 0
     found = study(args.study if there else args.output or Path(args.study).stem, None if there else definition)
-    _show(found.frame().drop(columns=["run", "untuned_estimate_ms"]))
+    show(found.frame().drop(columns=["run", "untuned_estimate_ms"]))
     for problem in found.problems:
         print(f"tvmlab: {problem}", file=sys.stderr)
     return 2 if found.problems else 0
@@ -246,7 +266,7 @@ def _definition(name: str) -> Study:
 
 def _report_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", help="id or folder of a run, or the folder of a study")
-    _runs_dir_flag(parser)
+    runs_dir_flag(parser)
     parser.add_argument("-o", "--output", metavar="FILE", help="the HTML file (default: report.html in the folder)")
 
 
@@ -277,7 +297,7 @@ def _demo_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--time-limit", dest="time_limit_s", type=float, metavar="S",
                         help=f"how long to search, in seconds (default: {_DEMO_TIME_LIMIT_S:g})")  # fmt: skip
     add_knobs(parser, Experiment, skip=_only(Experiment, "target", "seed"))
-    _runs_dir_flag(parser)
+    runs_dir_flag(parser)
 
 
 def _demo(args: argparse.Namespace) -> int:
@@ -288,98 +308,29 @@ def _demo(args: argparse.Namespace) -> int:
     from tvmlab.report import report
     from tvmlab.run import best, tune
 
-    experiment = best(**given_knobs(args, Experiment))
+    experiment = best(**given_knobs(args, Experiment)).afresh()
     print(f"tvmlab.tune({experiment.code()})", flush=True)
     run = tune(experiment, args.runs_dir)
-    if not _follow(run):
+    if not follow(run):
         return _INTERRUPTED
     print("timing the compiled model end to end, beside the untuned one and onnxruntime ...", flush=True)
     print(compare(run))
     figure = run.folder.path / "curve.png"
     figure.write_bytes(latency_png(run.folder, dpi=150))
     page = report(run)
-    _summarise(run)
+    summarise(run)
     print(f"\nrun     {run.folder.path}\nfigure  {figure}\nreport  {page}")
     return 0
-
-
-# What the console shows
-
-
-def _show(found: Any) -> int:
-    """Print a frame whole, anything else as it shows itself."""
-    print(found.to_string(na_rep="-") if hasattr(found, "to_string") else found)
-    return 0
-
-
-def _summarise(run: Run) -> int:
-    """The run's summary frame, one line a figure."""
-    from tvmlab import frames
-
-    row = frames.summary(run).iloc[0].dropna()
-    width = max(map(len, row.index))
-    for name, value in row.items():
-        if value or name not in set(TrialStatus):  # a kind of failure that did not occur says nothing
-            print(f"{name:{width}}  {value:,.4g}" if isinstance(value, float) else f"{name:{width}}  {value}")
-    return 0
-
-
-def _follow(run: Run) -> bool:
-    """Show a live line until the run ends; False after Ctrl-C, which stops the run.
-
-    Raises RunError if the run failed.
-    """
-    from tqdm import tqdm
-
-    live = sys.stderr.isatty()
-    with tqdm(bar_format="{desc}", mininterval=0, dynamic_ncols=True, disable=not live) as line:
-        try:
-            told, status = 0.0, "running"
-            while status == "running":
-                progress = run.progress
-                line.set_description_str(_line(progress))
-                if not live and progress.elapsed_s >= told + _LOG_EVERY_S:
-                    print(_line(progress), file=sys.stderr, flush=True)
-                    told = progress.elapsed_s
-                run.wait(timeout=_LOOK_S)
-                status = run.status
-            line.set_description_str(_line(run.progress))
-        except KeyboardInterrupt:
-            line.set_description_str("stopping after the trial under way ...")
-            run.stop()
-            line.close()
-            print(f"stopped; tvmlab resume {run.id} continues", file=sys.stderr)
-            return False
-    if status == "failed":
-        raise RunError(f"run {run.id} failed", remedy=run.progress.message or "see log.txt in its folder")
-    return True
-
-
-def _line(progress: Progress) -> str:
-    """The progress line: status, trials, rate, model estimate, time left."""
-    parts = [progress.status]
-    if progress.total_trials:
-        parts.append(f"{progress.trials:,}/{progress.total_trials:,} trials")
-    if progress.trials_per_s:
-        parts.append(f"{progress.trials_per_s:.2g} trials/s")
-    if progress.estimate_ms is not None:
-        untuned = f" (untuned {progress.untuned_ms:,.4g})" if progress.untuned_ms is not None else ""
-        parts.append(f"model estimate {progress.estimate_ms:,.4g} ms{untuned}")
-    if progress.status == "running" and progress.seconds_left is not None:
-        minutes, seconds = divmod(round(progress.seconds_left), 60)
-        parts.append(f"{minutes}:{seconds:02} left")
-    if progress.message:
-        parts.append(progress.message)
-    return " | ".join(parts)
 
 
 _COMMANDS = {
     "models": _Command("list the zoo: name, source, parameters, FLOPs, inputs", _no_flags, _models),
     "targets": _Command("list what is attached, with its measured limits", _no_flags, _targets),
     "tasks": _Command("list the tasks of a model", _tasks_flags, _tasks),
+    "presets": _Command("compare the presets for a model: steps, trials, time", _presets_flags, _presets),
     "tune": _Command("tune a model and follow the run; Ctrl-C stops it", _tune_flags, _tune),
     "resume": _Command("continue a stopped or failed run to the total that was asked", _resume_flags, _resume),
-    "runs": _Command("list the runs", _runs_dir_flag, _runs),
+    "runs": _Command("list the runs; filter, export, import or delete them", add_runs_flags, call_runs),
     "stop": _Command("stop a run after the trial under way", _run_flags, _stop),
     "compare": _Command("time the compiled model end to end beside baselines", _compare_flags, _compare),
     "profile": _Command("time every kernel in the running model: where the time goes", _profile_flags, _profile),

@@ -8,12 +8,14 @@ import logging
 import sys
 import tempfile
 from pathlib import Path
+from statistics import median
 from types import ModuleType
 from typing import Any
 
 __all__ = [
     "DATABASE_FILES",
     "REFINE_FILE",
+    "fastest_records",
     "hide_torch",
     "idle_passes",
     "load_meta_schedule",
@@ -59,11 +61,12 @@ def load_meta_schedule(kind: str = "llvm") -> Any:
     return meta_schedule
 
 
-def read_database(folder: Path, kind: str) -> Any:
+def read_database(folder: Path, kind: str, fastest: int | None = None) -> Any:
     """TVM's database of a run, to read only: the run may go on, or may have been killed while it wrote.
 
     JSONDatabase refuses a file with half a line at its end, and creates files that are missing, so it reads a copy.
-    The records that refine.json sets aside are left out. `kind` is the target kind.
+    The records that refine.json sets aside are left out, and so are all but the `fastest` of each workload: TVM takes a
+    while to parse a trace. `kind` is the target kind.
     """
     meta_schedule = load_meta_schedule(kind)
     refined = folder / REFINE_FILE
@@ -73,9 +76,22 @@ def read_database(folder: Path, kind: str) -> Any:
             source = folder / name
             lines = source.read_bytes() if source.exists() else b""
             whole = lines[: lines.rfind(b"\n") + 1].splitlines(keepends=True)
-            left_out = aside if name == DATABASE_FILES[-1] else set()
-            (Path(copy) / name).write_bytes(b"".join(line for at, line in enumerate(whole) if at not in left_out))
+            if name == DATABASE_FILES[-1]:
+                whole = [line for at, line in enumerate(whole) if at not in aside]
+                whole = whole if fastest is None else fastest_records(whole, fastest)
+            (Path(copy) / name).write_bytes(b"".join(whole))
         return meta_schedule.database.JSONDatabase(work_dir=copy)
+
+
+def fastest_records(records: list[bytes], most: int) -> list[bytes]:
+    """The fastest records of each workload; a line of the file is [workload, [trace, seconds, ...]]."""
+    ranked: dict[int, list[tuple[float, int]]] = {}
+    for at, line in enumerate(records):
+        workload, (_, seconds, *_) = json.loads(line)
+        if seconds:
+            ranked.setdefault(workload, []).append((median(seconds), at))
+    kept = {at for found in ranked.values() for _, at in sorted(found)[:most]}
+    return [line for at, line in enumerate(records) if at in kept]
 
 
 def structural_key(module: Any) -> str:

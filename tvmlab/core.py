@@ -85,7 +85,7 @@ _REMEDIES = {
     TrialStatus.OK: "",
     TrialStatus.BUILD_ERROR: "TVM or the compiler refused the schedule; a few are normal, many mean a missing "
     "compiler (tvmlab doctor)",
-    TrialStatus.BUILD_TIMEOUT: "raise measure.build_timeout_s",
+    TrialStatus.BUILD_TIMEOUT: "raise measure.build_timeout_s (AutoTVM's logs call this error code 6)",
     TrialStatus.RUN_ERROR: "the kernel raised an error; see log.txt in the run folder",
     TrialStatus.RUN_TIMEOUT: "raise measure.run_timeout_s",
     TrialStatus.CRASHED: "the kernel killed its worker, which was restarted; a few are normal",

@@ -8,12 +8,27 @@ from pydantic import Field, StrictInt, field_validator
 
 from tvmlab.core import InputError
 from tvmlab.options import Options, knob, unit_of
-from tvmlab.steps import STEPS, Ansor, AutoTVM, Droplet, LayoutTuning, Repeat, Selective, Step, TransferTuning
+from tvmlab.steps import (
+    STEPS,
+    Ansor,
+    AutoschedulerOptions,
+    AutoTVM,
+    AutoTVMOptions,
+    Droplet,
+    LayoutTuning,
+    Repeat,
+    Selective,
+    Step,
+    TransferTuning,
+    afresh,
+)
 
 __all__ = [
     "STEPS",
     "Ansor",
     "AutoTVM",
+    "AutoTVMOptions",
+    "AutoschedulerOptions",
     "Droplet",
     "Experiment",
     "LayoutTuning",
@@ -23,6 +38,7 @@ __all__ = [
     "Selective",
     "Step",
     "TransferTuning",
+    "afresh",
     "knob",
     "unit_of",
 ]
@@ -89,6 +105,14 @@ class Experiment(Options):
         ['ansor', 'droplet', 'ansor', 'droplet']
         """
         return _flat(self.steps)
+
+    def afresh(self) -> Experiment:
+        """The same, nothing reused from earlier runs: what is compared with another search must not know of it.
+
+        >>> Experiment(model="alexnet").afresh().code()
+        "Experiment(model='alexnet', steps=[Ansor(reuse=False)])"
+        """
+        return self.model_copy(update={"steps": afresh(self.steps)})
 
     @field_validator("steps")
     @classmethod

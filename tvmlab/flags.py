@@ -10,9 +10,10 @@ from typing import Any, Literal, Union, get_args, get_origin
 from pydantic.fields import FieldInfo
 
 from tvmlab.core import InputError
+from tvmlab.engines import engine
 from tvmlab.experiment import STEPS, Experiment, Measure, Options, unit_of
 
-__all__ = ["add_knobs", "add_steps", "flag", "given_experiment", "given_knobs"]
+__all__ = ["add_knobs", "add_steps", "flag", "given_experiment", "given_knobs", "refuse_steps"]
 
 _KINDS = {step.model_fields["kind"].default: step for step in STEPS}
 
@@ -27,10 +28,10 @@ def add_knobs(parser: argparse.ArgumentParser, options: type[Options], skip: Col
 
 def add_steps(parser: argparse.ArgumentParser) -> None:
     """`--step`, and a flag for each knob of each step; knobs of the same name share one."""
-    default = Experiment.model_fields["steps"].default[0].kind
     group = parser.add_argument_group("Step")
     group.add_argument("--step", action="append", choices=list(_KINDS), dest="kinds",
-                       help=f"how to search; again for a further step (default: {default})")  # fmt: skip
+                       help="how to search; again for a further step (default: the engine whose knobs are given, "
+                       "ansor if none is)")  # fmt: skip
     for name in dict.fromkeys(name for step in STEPS for name in step.model_fields if name != "kind"):
         owners = {step.__name__: step.model_fields[name] for step in STEPS if name in step.model_fields}
         defaults = {step: _default(field) for step, field in owners.items()}
@@ -72,15 +73,29 @@ def given_knobs(args: argparse.Namespace, options: type[Options]) -> dict[str, A
 
 def given_experiment(args: argparse.Namespace) -> Experiment:
     """The experiment the flags describe. Raises InputError for a knob out of range, or not of the step chosen."""
-    kinds = [_KINDS[kind] for kind in args.kinds or [Experiment.model_fields["steps"].default[0].kind]]
+    measure = Measure(**given_knobs(args, Measure))
+    return Experiment(**given_knobs(args, Experiment), steps=_given_steps(args), measure=measure)
+
+
+def _given_steps(args: argparse.Namespace) -> tuple[Options, ...]:
+    """The steps that the flags name; without any, the engine whose knobs are given."""
     knobs = {name: value for step in STEPS for name, value in given_knobs(args, step).items()}
+    if not args.kinds:
+        return (engine(**knobs),)
+    kinds = [_KINDS[kind] for kind in args.kinds]
     of_none = {name: value for name, value in knobs.items() if not any(name in kind.model_fields for kind in kinds)}
     # Each step takes the knobs that it has; the first refuses one that none has, and names its own.
-    steps = [
+    return tuple(
         kind(**of_none, **{name: value for name, value in knobs.items() if name in kind.model_fields}) for kind in kinds
-    ]
-    measure = Measure(**given_knobs(args, Measure))
-    return Experiment(**given_knobs(args, Experiment), steps=tuple(steps), measure=measure)
+    )
+
+
+def refuse_steps(args: argparse.Namespace, why: str) -> None:
+    """Raises InputError if the flags name a step or a knob of one."""
+    knobs = [flag(name) for step in STEPS for name in given_knobs(args, step)]
+    given = [*(["--step"] if args.kinds else []), *knobs]
+    if given:
+        raise InputError(f"{why}, and {given[0]} is given", remedy="leave one of them out")
 
 
 def flag(name: str) -> str:
@@ -103,7 +118,9 @@ def _parsing(field: FieldInfo) -> dict[str, Any]:
         return {"nargs": "+", "metavar": unit_of(field).upper() or "NAME"}
     if Literal in kinds:
         return {"choices": get_args(field.annotation)}
-    kind = next(kind for kind in (str, int, float) if kind in kinds)
+    if {int, str} <= kinds:
+        return {"type": _number_or_text, "metavar": unit_of(field).upper() or "VALUE"}
+    kind = next(kind for kind in (int, float, str) if kind in kinds)
     return {"type": kind, "metavar": unit_of(field).upper() or kind.__name__.upper()}
 
 
@@ -112,6 +129,10 @@ def _types(annotation: Any) -> set[Any]:
     if get_origin(annotation) in (Union, UnionType):
         return {get_origin(part) or part for part in get_args(annotation)}
     return {get_origin(annotation) or annotation}
+
+
+def _number_or_text(text: str) -> int | str:
+    return int(text) if text.lstrip("-").isdecimal() else text
 
 
 def _dimension(text: str) -> tuple[str, int]:

@@ -17,7 +17,7 @@ from tvmlab.sites import Site, options, reason_against
 from tvmlab.targets import Target
 from tvmlab.tasks import Task, calls, extract_from, key_of, lower_module, lower_sites
 
-__all__ = ["LayoutPlan", "Packed", "lanes_of", "record"]
+__all__ = ["LayoutPlan", "Packed", "described", "lanes_of", "record"]
 
 _DENSE_BLOCK = 128  # features: long runs of memory, read once at batch 1
 _GUESS_GBS = 10.0  # what an unmeasured layout transform reads and writes, on a target without a roofline
@@ -189,14 +189,18 @@ class LayoutPlan:
         return record(self._graph.sites, packed, alternatives, finished)
 
 
+def described(site: Site) -> tuple[str, str]:
+    """A site's name, and what the record of an assignment says about it."""
+    return site.name, str(site).partition(": ")[2]
+
+
 def record(
     sites: Iterable[Site], packed: Packed, alternatives: Mapping[str, list[dict[str, Any]]], finished: bool
 ) -> dict[str, Any]:
     """An assignment as assignment.json has it; `finished` says that no step is going to change it."""
     rows = [
         {
-            "site": site.name,
-            "about": str(site).partition(": ")[2],
+            **dict(zip(("site", "about"), described(site), strict=True)),
             "packing": str(packed.assignment.get(site.name, Packing())),
             "task_key": packed.keys.get(site.name, ""),
             "alternatives": alternatives.get(site.name, []),

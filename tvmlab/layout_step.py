@@ -9,9 +9,10 @@ from typing import Any
 from tvmlab import layouts
 from tvmlab.core import Assignment, Packing
 from tvmlab.experiment import AutoTVM, LayoutTuning, Selective
-from tvmlab.layout_plan import LayoutPlan, Packed, lanes_of, record
+from tvmlab.layout_plan import LayoutPlan, Packed, described, lanes_of, record
 from tvmlab.models import Model
 from tvmlab.records import RunFolder
+from tvmlab.reuse import take_layouts
 from tvmlab.session import Session
 from tvmlab.sites import reason_against
 from tvmlab.sources import block_of, packing_like, pools
@@ -26,12 +27,15 @@ _FILE = "assignment.json"
 def arrange(folder: RunFolder, model: Model, target: Target) -> tuple[list[Task], LayoutPlan | None]:
     """The tasks that a run works on now, noted in its folder; and the plan of its layout step, until that is done.
 
-    Without a layout step, AutoTVM (or Selective with its engine) packs a CPU's model by its vectors, and TransferTuning
-    as the runs are packed that it takes its schedules from: that is noted too.
+    A layout step has nothing to do if an earlier run that is reused made its choice. Without one, AutoTVM (or Selective
+    with its engine) packs a CPU's model by its vectors, and TransferTuning as the runs are packed that it takes its
+    schedules from: that is noted too.
     """
     sources = pools(folder, target.attrs)
     steps, known = folder.experiment.stages, folder.layouts
     tuning = next((step for step in steps if isinstance(step, LayoutTuning)), None)
+    if tuning and known is None:
+        known = take_layouts(folder, tuning, [described(site) for site in layouts.sites(model)])
     if tuning and not (known and known["finished"]):
         plan = LayoutPlan(model, target, tuning)
         folder.write_json(_FILE, plan.provisional)
@@ -65,7 +69,7 @@ def _packed_like(model: Model, runs: Sequence[RunFolder]) -> Assignment:
     block = block_of(runs)
     assignment = layouts.uniform(model, block) if block else {}
     for site in layouts.sites(model) if assignment else []:
-        like = packing_like(str(site).partition(": ")[2], runs) if site.kind == "conv2d" else None
+        like = packing_like(described(site)[1], runs) if site.kind == "conv2d" else None
         if like and like.block and reason_against(site, wanted := Packing(block, like.algorithm)) is None:
             assignment[site.name] = wanted
     return assignment

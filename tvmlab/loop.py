@@ -18,6 +18,7 @@ from tvmlab.experiment import LayoutTuning, Selective, TransferTuning
 from tvmlab.layout_plan import LayoutPlan
 from tvmlab.layout_step import adopt
 from tvmlab.measure.refine import refine
+from tvmlab.reuse import PAST, Plan
 from tvmlab.search.allocate import Allocator, fit_batch_size, fit_descent_batches, fit_template_batches
 from tvmlab.selective_step import Selection
 from tvmlab.session import Session
@@ -98,33 +99,38 @@ def _search(
     `most` is how many trials each may get, if not what the step says; `strategies` are others than the step's own.
     """
     tasks = list(session.tasks.values()) if only is None else only
-    keys = {task.key for task in tasks}
+    keys = [task.key for task in tasks]
     earlier = {key: trials for key, trials in session.trials_of(number).items() if key in keys}
-    total = step.total_trials(len(tasks)) if most is None else most * len(tasks)
-    left = total - sum(map(len, earlier.values()))
-    sizes = _batch_sizes(session, step, total, len(tasks))
+    plan = _plan(session, number, step, keys) if most is None else Plan(most * len(keys), dict.fromkeys(keys, most))
+    left = plan.total - sum(map(len, earlier.values()))
+    sizes = _batch_sizes(session, step, plan.total, len(tasks))
     allocator = Allocator(
         [task.info for task in tasks],
         session.known_latencies_s(keys),
         session.target.roofline,
-        step.early_stopping_threshold,
-        step.task_trials if most is None else most,
+        step.patience,
+        plan.limits,
     )
+    for key, (before, since) in plan.begun.items():
+        allocator.begun(key, before, since)
     for key, trials in earlier.items():
-        allocator.record(key, [trial.latency_s for trial in trials])
-    strategies = Strategies(session, number, step) if strategies is None else strategies
+        _note(allocator, key, trials)
+    own = Strategies(session, number, step)
+    if plan.begun and left > 0:
+        left -= _measure_again(session, allocator, number, own, keys[:left])
+    searches = own if strategies is None else strategies
     under_way: _Batch | None = None
     while True:
         started = time.perf_counter()
         busy = under_way.key if under_way else None
-        following = None if session.is_over else _next_batch(session, allocator, strategies, sizes, left, busy)
+        following = None if session.is_over else _next_batch(session, allocator, searches, sizes, left, busy)
         session.search_s += time.perf_counter() - started
         trials = _measure_batch(session, allocator, number, under_way) if under_way else []
         finished, under_way = under_way, None
         if following is not None and not session.is_over:
             key, candidates = following
             left -= len(candidates)
-            under_way = _Batch(strategies[key], key, candidates, session.measurer.measure(candidates))
+            under_way = _Batch(searches[key], key, candidates, session.measurer.measure(candidates))
         if finished:  # told while the next batch is being built
             started = time.perf_counter()
             finished.strategy.tell(finished.candidates[: len(trials)], trials)
@@ -132,6 +138,38 @@ def _search(
         if finished is None and under_way is None:  # what was told last may have been what a strategy waited for
             break
     session.fell_short |= left > 0
+
+
+def _plan(session: Session, number: int, step: Any, keys: Sequence[str]) -> Plan:
+    """What a stage measures of some tasks; a search within a Selective step knows nothing of earlier runs."""
+    is_stage = step is session.experiment.stages[number]
+    return session.reuse.plan(number, keys) if is_stage else Plan.afresh(step, keys)
+
+
+def _measure_again(
+    session: Session, allocator: Allocator, number: int, strategies: Strategies, keys: Sequence[str]
+) -> int:
+    """Measure the best schedule that earlier runs have of each task, as its first trial here; returns how many.
+
+    A latency of another day is no result of this run.
+    """
+    found = [candidate for key in keys if (candidate := strategies.again(key)) is not None]
+    with closing(session.measurer.measure(found)) as measurements:
+        for done, (candidate, measured) in enumerate(zip(found, measurements, strict=True), start=1):
+            trial = session.record(candidate, measured, number, PAST)
+            _note(allocator, trial.task_key, [trial])
+            if session.is_over:
+                return done
+    return len(found)
+
+
+def _note(allocator: Allocator, key: str, trials: Sequence[Trial]) -> None:
+    """Tell the allocator of a task's trials."""
+    for trial in trials:
+        if trial.strategy == PAST:
+            allocator.again(key, trial.latency_s)
+    if new := [trial.latency_s for trial in trials if trial.strategy != PAST]:
+        allocator.record(key, new)
 
 
 def _batch_sizes(session: Session, step: Any, total: int, tasks: int) -> tuple[int, int]:

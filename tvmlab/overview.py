@@ -23,7 +23,7 @@ from tvmlab.targets import Target
 from tvmlab.targets import target as named_target
 from tvmlab.tasks import Task
 
-__all__ = ["Space", "space", "tasks"]
+__all__ = ["Space", "space", "tasks", "tasks_of"]
 
 _KEPT = 4  # lowered models, each some seconds of work
 _lowered: OrderedDict[tuple[str, Target, str], Packed] = OrderedDict()
@@ -47,12 +47,17 @@ def tasks(
     """
     model = load_model(model) if isinstance(model, str) else model
     target = named_target(target) if isinstance(target, str) else target
-    found = _pack(model, target, _uniform(model, _packing(layout, target))).tasks
+    found = tasks_of(model, target, layout)
     frame = cutting.table(found, target)
     if spaces:
         described = {task.info.name: describe(task, target) for task in found}
         frame["space"] = frame.index.map(described)
     return frame
+
+
+def tasks_of(model: Model, target: Target, layout: str) -> list[Task]:
+    """The tasks of a model, its convolutions computed as `tasks` says."""
+    return _pack(model, target, _uniform(model, _packing(layout, target))).tasks
 
 
 def space(task: Task | Model | str, name: str = "", target: str | Target = "auto", *, layout: str = "auto") -> Space:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tvmlab.core import InputError, RunError, TvmlabError
-from tvmlab.experiment import Ansor, AutoTVM, Experiment, LayoutTuning, Measure
+from tvmlab.experiment import Ansor, AutoTVM, Experiment, LayoutTuning, Measure, afresh
 from tvmlab.hardware import require_compiler, require_disk
 from tvmlab.models import load_model
 from tvmlab.records import RunFolder, default_runs_dir
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 __all__ = ["Progress", "Run", "attach", "begin", "best", "fork", "resume", "runs", "tune"]
 
 _POLL_S = 0.2
+_STATUSES = ("running", "done", "stopped", "failed", "unreadable")
 _WEIGHT_BYTES = 4
 _FORKED = (
     "trials.jsonl",
@@ -42,6 +43,7 @@ _FORKED = (
     "transfer.json",
     "selective.json",
     "refine.json",
+    "reuse.json",
 )
 _STOP_GRACE_S = 180.0  # a stop waits for the trial under way, and that for its build
 
@@ -217,9 +219,9 @@ def fork(
     """A new run that begins where a finished one ended and goes on with further steps; starts it and returns at once.
 
     It begins with the other's trials, records and tuning time, in a folder beside it (of this `name`, if one is given);
-    `fork.json` there says whose. Two forks of one run differ by their further steps and by nothing else. The further
-    steps together end after `time_limit_s`. Raises RunError if the run is not done, InputError for steps that cannot
-    follow its own.
+    `fork.json` there says whose. Two forks of one run differ by their further steps and by nothing else, so these reuse
+    nothing from other runs. The further steps together end after `time_limit_s`. Raises RunError if the run is not
+    done, InputError for steps that cannot follow its own.
 
     Example: `tvmlab.fork(run, [tvmlab.Droplet()], time_limit_s=60).wait()`
     """
@@ -231,13 +233,14 @@ def fork(
         raise InputError("a fork needs a step to go on with", remedy="pass one, such as [Droplet()]")
     limit = None if time_limit_s is None else state.elapsed_s + time_limit_s
     values = {field: getattr(asked, field) for field in type(asked).model_fields}
-    experiment = Experiment(**{**values, "steps": (*asked.steps, *steps), "time_limit_s": limit})
+    experiment = Experiment(**{**values, "steps": (*asked.steps, *afresh(steps)), "time_limit_s": limit})
     _check(experiment, origin.path.parent)
     return _launch(_place(experiment, origin.path.parent, name, origin))
 
 
 def begin(experiment: Experiment, runs_dir: Path, name: str) -> Run:
-    """`tune` in a folder of this name."""
+    """`tune` in a folder of this name, as a search that others are compared with: it reuses nothing."""
+    experiment = experiment.afresh()
     _check(experiment, runs_dir)
     return _launch(_place(experiment, runs_dir, name))
 
@@ -307,10 +310,16 @@ def resume(run: str | Path | RunFolder | Run, runs_dir: str | Path | None = None
     return _launch(folder)
 
 
-def runs(runs_dir: str | Path | None = None) -> pd.DataFrame:
-    """All runs of a folder, the newest first: id, model, status, trials, elapsed_s, estimate_ms, message."""
+def runs(runs_dir: str | Path | None = None, *, model: str = "", target: str = "", status: str = "") -> pd.DataFrame:
+    """The runs of a folder, the newest first: id, model, target, status, trials, elapsed_s, estimate_ms, message.
+
+    Of these only those of a `model`, for a `target` (as the experiment names it), or with a `status`: running, done,
+    stopped, failed or unreadable. Raises InputError for another status.
+    """
     import pandas as pd
 
+    if status and status not in _STATUSES:
+        raise InputError(f"no run is ever {status!r}", remedy=f"status is one of {', '.join(_STATUSES)}")
     parent = Path(runs_dir) if runs_dir is not None else default_runs_dir()
     rows = []
     for path in sorted(parent.glob("*/experiment.json"), reverse=True):
@@ -319,6 +328,8 @@ def runs(runs_dir: str | Path | None = None) -> pd.DataFrame:
             rows.append({"run": run.id, "model": run.experiment.model, "target": run.experiment.target, **_row(run)})
         except TvmlabError as error:
             rows.append({"run": path.parent.name, "status": "unreadable", "message": str(error)})
+    asked = {name: value for name, value in (("model", model), ("target", target), ("status", status)) if value}
+    rows = [row for row in rows if all(row.get(name) == value for name, value in asked.items())]
     columns = ["run", "model", "target", "status", "trials", "elapsed_s", "estimate_ms", "message"]
     return pd.DataFrame(rows, columns=columns).set_index("run")
 

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from tvmlab import reuse
 from tvmlab.compat import hide_torch
 from tvmlab.core import InputError, Measurer, TvmlabError
 from tvmlab.environment import describe
@@ -68,6 +69,8 @@ def search(
     measurer = make(tasks, target, folder)
     session = Session(folder, tasks, target, measurer, plan)
     session.stop = stop
+    if said := reuse.said_of_reuse(folder):
+        print(said, flush=True)
     pulse = _Heartbeat(folder, session)
     try:
         pulse.start()
@@ -92,6 +95,7 @@ def prepare(folder: RunFolder) -> tuple[Target, list[Task], LayoutPlan | None]:
     target = named_target(experiment.target)
     _check_same_machine(folder, target)
     model = load_model(experiment.model, batch=experiment.batch, seed=experiment.seed, dims=experiment.dims)
+    reuse.begin(folder, target.attrs)
     tasks, plan = arrange(folder, model, target)
     require_tunable(tasks, model)
     if not folder.environment:
@@ -124,8 +128,10 @@ def _outcome(session: Session) -> tuple[str, str]:
     if session.steps_done < len(session.experiment.stages) and not spent:
         if session.stop.is_set():
             return "stopped", "stopped on request; tvmlab resume continues to the total that was asked"
-        return "done", "the time limit was reached"
-    parts = ["every task stopped early or has no more candidates"] if session.fell_short else []
+        return "done", "; ".join(["the time limit was reached", *filter(None, [reuse.said_of_reuse(session.folder)])])
+    parts = [*filter(None, [reuse.said_of_reuse(session.folder)])]
+    if session.fell_short:
+        parts.append("every task stopped early or has no more candidates")
     if minima := len(session.local_minima):
         parts.append(f"the descent of {minima} of {len(session.tasks)} tasks ended at a local minimum")
     if kept := session.kept_default:
@@ -150,7 +156,7 @@ class _Heartbeat(threading.Thread):
     def run(self) -> None:
         """Beat until told to finish."""
         while not self._finished.is_set():
-            _write(self._folder, self._session, "running")
+            _write(self._folder, self._session, "running", reuse.said_of_reuse(self._folder))
             self._finished.wait(_HEARTBEAT_S)
 
     def finish(self) -> None:

@@ -39,7 +39,7 @@ _SHARING = 0.5  # of what is left of the time limit may be kept for them at most
 def search_of(step: Selective) -> Ansor | AutoTVM:
     """The normal search that a step gives its representatives."""
     common = {name: getattr(step, name) for name in ("early_stopping_threshold", "max_trials", "batch_size")}
-    common["warm_start"] = step.warm_start
+    common |= {"warm_start": step.warm_start, "reuse": False}
     if step.engine == "ansor":
         return Ansor(
             trials_per_kernel=step.trials_per_kernel,

@@ -13,10 +13,11 @@ from tvmlab.core import Candidate, Measurement, Measurer, Strategy, TaskInfo, Tr
 from tvmlab.experiment import LayoutTuning
 from tvmlab.layout_plan import LayoutPlan
 from tvmlab.records import RunFolder, State, TrialWriter, cut_torn_line
+from tvmlab.reuse import Reuse
 from tvmlab.targets import Target
 from tvmlab.tasks import Task
 
-__all__ = ["Session", "estimate_s", "open_database"]
+__all__ = ["Session", "commit", "estimate_s", "open_database"]
 
 
 class Session:
@@ -45,6 +46,9 @@ class Session:
         self.database = open_database(folder, target)
         self.search_s = 0.0
         self.plan = plan
+        self.reuse = Reuse.of(folder)
+        if plan is None:  # else the tasks are variants, whose trials no engine made
+            self.reuse.take(self.tasks)
         self.phase = "starting"
         self.history: list[Trial] = []
         self._default_s: dict[str, float] = {}
@@ -83,13 +87,14 @@ class Session:
     @property
     def total_trials(self) -> int:
         """The trials that all steps take, as far as it is known now how many tasks each has."""
-        tunable, plan = sum(task.info.weight > 0 for task in self.tasks.values()), self.plan
+        tasks, plan = [key for key, task in self.tasks.items() if task.info.weight > 0], self.plan
         total = 0
         for number, step in enumerate(self.experiment.stages):
             if number < self.steps_done or (isinstance(step, LayoutTuning) and plan is None):
                 total += sum(map(len, self.trials_of(number).values()))
             elif not isinstance(step, LayoutTuning):
-                total += self.planned.get(number, step.total_trials(tunable))
+                planned = self.planned.get(number)
+                total += self.reuse.plan(number, tasks).total if planned is None else planned
             elif plan is not None:
                 total += step.total_trials(len(plan.variants)) + step.transform_trials * len(plan.copies)
         return total
@@ -99,6 +104,7 @@ class Session:
         self.measurer.add(tasks)
         self.tasks = {task.key: task for task in tasks if task.info.tunable}
         self.plan = None
+        self.reuse.take(self.tasks)
 
     def known_latencies_s(self, keys: Iterable[str]) -> dict[str, float | None]:
         """The best latency of each task so far, its unscheduled kernel's included; None where there is none."""
@@ -181,7 +187,8 @@ class Session:
         )
         # On a GPU the default schedule is made by rules, not by a trace, so there is none to offer.
         if trial.ok and not (is_default and self.target.kind == "cuda"):
-            self._commit(candidate, trial)
+            module = self.tasks[candidate.task_key].module
+            commit(self.database, module, candidate.payload.trace, trial.samples_s, self.target)
         self._writer.append(trial)
         self._remember(trial)
         self.trials = max(self.trials, trial.trial)
@@ -202,19 +209,6 @@ class Session:
             else:
                 self._trial_s[trial.task_key] = min(latency, self._trial_s.get(trial.task_key, latency))
             self._best_s[trial.task_key] = min(latency, self._best_s.get(trial.task_key, latency))
-
-    def _commit(self, candidate: Candidate, trial: Trial) -> None:
-        meta_schedule = load_meta_schedule()
-        module = self.tasks[candidate.task_key].module
-        self.database.commit_tuning_record(
-            meta_schedule.database.TuningRecord(
-                candidate.payload.trace,
-                self.database.commit_workload(module),
-                list(trial.samples_s),
-                self.target.to_tvm(),
-                meta_schedule.arg_info.ArgInfo.from_prim_func(module["main"]),
-            )
-        )
 
     def measure_defaults(self, keys: Iterable[str] | None = None) -> dict[str, float | None]:
         """Latency in seconds of the tasks' unscheduled kernels, measured once a run; None where it failed.
@@ -242,6 +236,19 @@ def open_database(folder: RunFolder, target: Target) -> Any:
     for name in DATABASE_FILES:
         cut_torn_line(folder.path / name)
     return meta_schedule.database.JSONDatabase(work_dir=str(folder.path))
+
+
+def commit(database: Any, module: Any, trace: Any, latencies_s: Sequence[float], target: Target) -> None:
+    """Append a measured schedule of a task's module to TVM's database."""
+    meta_schedule = load_meta_schedule()
+    record = meta_schedule.database.TuningRecord(
+        trace,
+        database.commit_workload(module),
+        list(latencies_s),
+        target.to_tvm(),
+        meta_schedule.arg_info.ArgInfo.from_prim_func(module["main"]),
+    )
+    database.commit_tuning_record(record)
 
 
 def estimate_s(tasks: Sequence[TaskInfo], latencies_s: dict[str, float]) -> float | None:

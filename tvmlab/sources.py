@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tvmlab.core import InputError, Packing, TaskInfo, Trial, TvmlabError
+from tvmlab.core import InputError, Packing, TaskInfo, Trial
+from tvmlab.earlier import attrs_of, readable
 from tvmlab.experiment import Experiment, TransferTuning
 from tvmlab.records import RunFolder
 
@@ -93,7 +94,7 @@ def resolve(names: Sequence[str], model: str, attrs: Attrs, runs_dir: Path, itse
 
     Raises InputError for a name without records, a run that still goes on, or another target's records.
     """
-    there = [folder for folder in _readable(runs_dir) if folder.id != itself]
+    there = [folder for folder in readable(runs_dir) if folder.id != itself]
     if tuple(names) != (AUTO,):
         found = [_named(name, attrs, there, runs_dir) for name in names]
         return list({folder.path.resolve(): folder for folder in found}.values())
@@ -130,25 +131,12 @@ def _named(name: str, attrs: Attrs, there: Sequence[RunFolder], runs_dir: Path) 
             f"run {folder.id} has no tuned kernel to transfer",
             remedy=f"tune it first; {_what_is_there(there, runs_dir)}",
         )
-    if _attrs(folder) != attrs:
+    if attrs_of(folder) != attrs:
         raise InputError(
-            f"run {folder.id} was tuned for {_attrs(folder)}, this one is for {attrs}",
+            f"run {folder.id} was tuned for {attrs_of(folder)}, this one is for {attrs}",
             remedy="name a run of this target: schedules made for another mislead, and may not even build",
         )
     return folder
-
-
-def _readable(runs_dir: Path) -> list[RunFolder]:
-    """The runs of a folder that this version can read, the newest first."""
-    found = []
-    for path in runs_dir.glob("*/experiment.json"):
-        try:
-            folder = RunFolder.open(path.parent)
-            folder.experiment  # noqa: B018  what cannot be read is no source
-            found.append((folder.read_json("state.json", missing={}).get("started_s", 0.0), folder.id, folder))
-        except (TvmlabError, ValueError):
-            continue
-    return [folder for *_, folder in sorted(found, key=lambda item: item[:2], reverse=True)]
 
 
 def _canonical(model: str) -> str:
@@ -166,11 +154,7 @@ def _is_run(name: str, runs_dir: Path) -> bool:
 
 
 def _is_usable(folder: RunFolder, attrs: Attrs) -> bool:
-    return folder.status == "done" and _attrs(folder) == attrs and bool(origins(folder))
-
-
-def _attrs(folder: RunFolder) -> Attrs | None:
-    return folder.environment.get("target", {}).get("attrs")
+    return folder.status == "done" and attrs_of(folder) == attrs and bool(origins(folder))
 
 
 def _what_is_there(there: Sequence[RunFolder], runs_dir: Path) -> str:

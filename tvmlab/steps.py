@@ -2,46 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
-from tvmlab.core import ALGORITHMS
+from tvmlab import budget
+from tvmlab.core import ALGORITHMS, InputError
 from tvmlab.options import Options, knob
 from tvmlab.steps_selective import Selective
 
-__all__ = ["STEPS", "Ansor", "AutoTVM", "Droplet", "LayoutTuning", "Repeat", "Selective", "Step", "TransferTuning"]
-
-
-# Knobs that every step with a search has
-
-
-def _early_stopping(default: int) -> Any:
-    return knob(default, "Stop a task after so many trials without an improvement", unit="trials", ge=1, le=100_000)
-
-
-def _max_trials() -> Any:
-    return knob(None, "Cap on the trials of the whole step; empty for none", unit="trials", ge=1, le=100_000_000)
-
-
-def _batch_size() -> Any:
-    return knob(
-        None,
-        "Trials measured between two updates of what guides the search; empty to fit it to the budget",
-        unit="trials",
-        ge=1,
-        le=1024,
-    )
-
-
-def _warm_start() -> Any:
-    return Field(
-        (), description="Earlier runs (folders or ids) whose records of the same task and target are used first"
-    )
-
-
-def _capped(total: int, cap: int | None) -> int:
-    return total if cap is None else min(total, cap)
+__all__ = [
+    "STEPS",
+    "Ansor",
+    "AutoTVM",
+    "AutoTVMOptions",
+    "AutoschedulerOptions",
+    "Droplet",
+    "LayoutTuning",
+    "Repeat",
+    "Selective",
+    "Step",
+    "TransferTuning",
+    "afresh",
+]
 
 
 class Ansor(Options):
@@ -49,10 +33,11 @@ class Ansor(Options):
 
     TVM removed its `auto_scheduler` module in 0.20; this step runs that design on what is left of it in TVM,
     `tvm.s_tir.meta_schedule`. The total budget is `trials_per_kernel` times the number of tunable tasks, spread
-    over the tasks where the model estimate is expected to fall most.
+    over the tasks where the model estimate is expected to fall most. `AutoschedulerOptions` is this class by its other
+    name.
 
-    >>> Ansor(trials_per_kernel=64).trials_per_kernel
-    64
+    >>> Ansor(trials_per_kernel=64).trials_per_kernel, Ansor(early_stopping_threshold="40 %").patience
+    (64, 400)
     """
 
     kind: Literal["ansor"] = "ansor"
@@ -61,25 +46,44 @@ class Ansor(Options):
         "Trials per task on average; the total is this times the number of tunable tasks",
         unit="trials",
         ge=1,
-        le=100_000,
+        le=budget.MOST,
     )
-    early_stopping_threshold: int = _early_stopping(250)
-    max_trials: int | None = _max_trials()
-    batch_size: int | None = _batch_size()
+    early_stopping_threshold: budget.Threshold = budget.early_stopping(250)
+    reuse: bool = budget.reuse("the trials of a task")
+    max_trials: int | None = budget.max_trials()
+    batch_size: int | None = budget.batch_size()
     population: int = knob(
         512, "Points alive in a generation of the evolutionary search", unit="points", ge=8, le=65536
     )
     generations: int = knob(4, "Generations of evolution between two batches", unit="generations", ge=1, le=100)
-    warm_start: tuple[str, ...] = _warm_start()
+    warm_start: tuple[str, ...] = budget.warm_start()
 
     def total_trials(self, tunable_tasks: int) -> int:
         """The step's budget for a model with so many tunable tasks, in trials."""
-        return _capped(self.trials_per_kernel * tunable_tasks, self.max_trials)
+        return budget.capped(self.trials_per_kernel * tunable_tasks, self.max_trials)
 
     @property
     def task_trials(self) -> int | None:
         """Most trials that one task may get: no limit but the budget."""
         return None
+
+    @property
+    def patience(self) -> float:
+        """Trials without an improvement that end a task; infinity for never."""
+        return budget.patience_of(self.early_stopping_threshold, self.trials_per_kernel)
+
+    def as_autotvm(self) -> AutoTVM:
+        """AutoTVM with the budget that corresponds: two trials for each of Ansor's, the ratio of the defaults.
+
+        Percentages stay. What only Ansor has (population, generations) has no counterpart.
+
+        >>> Ansor().as_autotvm() == AutoTVM(), Ansor(trials_per_kernel=300).as_autotvm().kernel_trials
+        (True, 600)
+        """
+        return AutoTVM(
+            kernel_trials=self.trials_per_kernel * budget.RATIO,
+            **budget.converted(self, lambda trials: trials * budget.RATIO),
+        )
 
 
 class AutoTVM(Options):
@@ -87,32 +91,79 @@ class AutoTVM(Options):
 
     TVM removed its `autotvm` module in 0.20; templates and tuners are this project's own. Each task gets up to
     `kernel_trials` trials, in batches, the next batch where the model estimate is expected to fall most. A task that
-    no template covers is searched as `Ansor` does.
+    no template covers is searched as `Ansor` does. `AutoTVMOptions` is this class by its other name.
 
     >>> AutoTVM(kernel_trials=64, tuner="genetic").total_trials(tunable_tasks=3)
     192
     """
 
     kind: Literal["autotvm"] = "autotvm"
-    kernel_trials: int = knob(2000, "Most trials of one task", unit="trials", ge=1, le=100_000)
-    early_stopping_threshold: int = _early_stopping(500)
+    kernel_trials: int = knob(
+        2000, "Most trials of one task, those of earlier runs counted", unit="trials", ge=1, le=budget.MOST
+    )
+    early_stopping_threshold: budget.Threshold = budget.early_stopping(500)
+    exploration_trials: int = knob(
+        0,
+        "New trials of a task at the least, even where earlier runs have its kernel_trials; they start from the best "
+        "of those",
+        unit="trials",
+        ge=0,
+        le=budget.MOST,
+    )
+    random_trials: int = knob(
+        0,
+        "Of the exploration_trials, so many start from past records drawn at random, to leave a local optimum; none "
+        "where a task has no past records or no template",
+        unit="trials",
+        ge=0,
+        le=budget.MOST,
+    )
+    reuse: bool = budget.reuse("the trials of a task")
     tuner: Literal["xgb", "genetic", "random", "grid", "droplet"] = Field(
         "xgb",
         description="How the knobs are searched: simulated annealing on a learned model (xgb), genetic, random, grid, "
         "coordinate descent (droplet)",
     )
-    max_trials: int | None = _max_trials()
-    batch_size: int | None = _batch_size()
-    warm_start: tuple[str, ...] = _warm_start()
+    max_trials: int | None = budget.max_trials()
+    batch_size: int | None = budget.batch_size()
+    warm_start: tuple[str, ...] = budget.warm_start()
+
+    @model_validator(mode="after")
+    def _part_of_exploration(self) -> AutoTVM:
+        if self.random_trials > self.exploration_trials:
+            raise InputError(
+                f"random_trials={self.random_trials} are more than exploration_trials={self.exploration_trials}",
+                remedy="they are a part of these: raise exploration_trials, or lower random_trials",
+            )
+        return self
 
     def total_trials(self, tunable_tasks: int) -> int:
         """The step's budget for a model with so many tunable tasks, in trials."""
-        return _capped(self.kernel_trials * tunable_tasks, self.max_trials)
+        return budget.capped(self.task_trials * tunable_tasks, self.max_trials)
 
     @property
-    def task_trials(self) -> int | None:
-        """Most trials that one task may get."""
-        return self.kernel_trials
+    def task_trials(self) -> int:
+        """Most trials that one task may get, where earlier runs have none."""
+        return max(self.kernel_trials, self.exploration_trials)
+
+    @property
+    def patience(self) -> float:
+        """Trials without an improvement that end a task; infinity for never."""
+        return budget.patience_of(self.early_stopping_threshold, self.task_trials)
+
+    def as_autoscheduler(self) -> Ansor:
+        """Ansor with the budget that corresponds: a trial for two of AutoTVM's, the ratio of the defaults.
+
+        Percentages stay. What only AutoTVM has (tuner, exploration_trials, random_trials) has no counterpart.
+
+        >>> AutoTVM().as_autoscheduler() == Ansor(), AutoTVM(kernel_trials=3).as_autoscheduler().trials_per_kernel
+        (True, 2)
+        """
+        return Ansor(trials_per_kernel=budget.halved(self.kernel_trials), **budget.converted(self, budget.halved))
+
+
+AutoschedulerOptions = Ansor  # the names that the platform of the seed texts gave these options
+AutoTVMOptions = AutoTVM
 
 
 class LayoutTuning(Options):
@@ -139,7 +190,11 @@ class LayoutTuning(Options):
     algorithms: tuple[str, ...] = Field(
         ALGORITHMS, description="Ways to compute a convolution: direct, winograd2, winograd4 (3x3 with stride 1)"
     )
-    warm_start: tuple[str, ...] = _warm_start()
+    reuse: bool = knob(
+        True, "Take the layouts that an earlier run in the runs folder chose for this model on this target by the same "
+        "knobs"
+    )  # fmt: skip
+    warm_start: tuple[str, ...] = budget.warm_start()
 
     tuner: ClassVar[str] = "xgb"  # whose trials these count as: AutoTVM's default goes on where they end
 
@@ -174,7 +229,7 @@ class LayoutTuning(Options):
         return max(2, self.trials_per_variant // 4)
 
     @property
-    def early_stopping_threshold(self) -> int:
+    def patience(self) -> int:
         """Every variant gets all its trials."""
         return self.trials_per_variant + 1
 
@@ -203,13 +258,13 @@ class Droplet(Options):
         description="Where a task's descent begins: at the best schedule known of it (of this run, or transferred), "
         "or at the first point of its space",
     )
-    max_trials: int | None = _max_trials()
-    batch_size: int | None = _batch_size()
-    warm_start: tuple[str, ...] = _warm_start()
+    max_trials: int | None = budget.max_trials()
+    batch_size: int | None = budget.batch_size()
+    warm_start: tuple[str, ...] = budget.warm_start()
 
     def total_trials(self, tunable_tasks: int) -> int:
         """The step's budget for a model with so many tunable tasks, in trials."""
-        return _capped(self.trials * tunable_tasks, self.max_trials)
+        return budget.capped(self.trials * tunable_tasks, self.max_trials)
 
     @property
     def task_trials(self) -> int:
@@ -217,7 +272,7 @@ class Droplet(Options):
         return self.trials
 
     @property
-    def early_stopping_threshold(self) -> int:
+    def patience(self) -> int:
         """A descent ends at a local minimum, not for want of luck."""
         return self.trials + 1
 
@@ -253,8 +308,8 @@ class TransferTuning(Options):
         ge=0,
         le=1000,
     )
-    max_trials: int | None = _max_trials()
-    batch_size: int | None = _batch_size()
+    max_trials: int | None = budget.max_trials()
+    batch_size: int | None = budget.batch_size()
 
     warm_start: ClassVar[tuple[str, ...]] = ()
 
@@ -274,7 +329,7 @@ class TransferTuning(Options):
 
     def total_trials(self, tunable_tasks: int) -> int:
         """The step's budget for a model with so many tunable tasks, in trials."""
-        return _capped(self.trials_per_kernel * tunable_tasks, self.max_trials)
+        return budget.capped(self.trials_per_kernel * tunable_tasks, self.max_trials)
 
     @property
     def task_trials(self) -> int:
@@ -282,7 +337,7 @@ class TransferTuning(Options):
         return self.trials_per_kernel
 
     @property
-    def early_stopping_threshold(self) -> int:
+    def patience(self) -> int:
         """Every schedule of the class is tried."""
         return self.trials_per_kernel + 1
 
@@ -306,6 +361,20 @@ class Repeat(Options):
     kind: Literal["repeat"] = "repeat"
     times: int = knob(..., "How often", unit="times", ge=1, le=1000)
     steps: tuple[Simple, ...] = Field(..., description="Stages, in order", min_length=1)
+
+
+def afresh(steps: Iterable[Any]) -> tuple[Any, ...]:
+    """The same steps, nothing reused from earlier runs.
+
+    >>> afresh([Ansor(max_trials=8), Repeat(2, [Droplet()])])[0].code()
+    'Ansor(reuse=False, max_trials=8)'
+    """
+    return tuple(
+        Repeat(times=step.times, steps=afresh(step.steps))
+        if isinstance(step, Repeat)
+        else step.model_copy(update={"reuse": False} if "reuse" in type(step).model_fields else {})
+        for step in steps
+    )
 
 
 Step = Annotated[

@@ -8,13 +8,13 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from tvmlab import budget
 from tvmlab.core import InputError
 from tvmlab.options import Options, knob
 
 __all__ = ["SIMILARITY", "Selective"]
 
 SIMILARITY = 0.5  # of two tasks that share schedules, at least
-_MOST = 100_000  # schedules
 _KNOBS_OF = {"autotvm": ("tuner",), "ansor": ("population", "generations")}
 
 
@@ -53,29 +53,17 @@ class Selective(Options):
     )
     trials_per_kernel: int = knob(
         2000, "Trials of each task that is searched: at most (autotvm), or on average (ansor)", unit="trials",
-        ge=1, le=100_000,
+        ge=1, le=budget.MOST,
     )  # fmt: skip
-    early_stopping_threshold: int = knob(
-        500, "Stop a task after so many trials without an improvement", unit="trials", ge=1, le=100_000
-    )
+    early_stopping_threshold: budget.Threshold = budget.early_stopping(500)
     tuner: Literal["xgb", "genetic", "random", "grid", "droplet"] = Field(
         "xgb", description="How engine autotvm searches the knobs"
     )
     population: int = knob(512, "Points alive in a generation of engine ansor", unit="points", ge=8, le=65536)
     generations: int = knob(4, "Generations of engine ansor between two batches", unit="generations", ge=1, le=100)
-    max_trials: int | None = knob(
-        None, "Cap on the trials of the whole step; empty for none", unit="trials", ge=1, le=100_000_000
-    )
-    batch_size: int | None = knob(
-        None,
-        "Trials measured between two updates of what guides the search; empty to fit it to the budget",
-        unit="trials",
-        ge=1,
-        le=1024,
-    )
-    warm_start: tuple[str, ...] = Field(
-        (), description="Earlier runs (folders or ids) whose records of the same task and target are used first"
-    )
+    max_trials: int | None = budget.max_trials()
+    batch_size: int | None = budget.batch_size()
+    warm_start: tuple[str, ...] = budget.warm_start()
 
     @field_validator("top", mode="before")
     @classmethod
@@ -83,8 +71,8 @@ class Selective(Options):
         shape = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(%?)\s*", str(top)) if isinstance(top, int | str) else None
         share = shape is not None and shape[2] == "%"
         size = float(shape[1]) if shape and not isinstance(top, bool) else 0.0
-        if not 0 < size <= (100 if share else _MOST) or (not share and size % 1):
-            raise ValueError(f"should be a whole number from 1 to {_MOST:,}, or a share above 0% and up to 100%")
+        if not 0 < size <= (100 if share else budget.MOST) or (not share and size % 1):
+            raise ValueError(f"should be a whole number from 1 to {budget.MOST:,}, or a share above 0% and up to 100%")
         return f"{size:g}%" if share else int(size)
 
     @model_validator(mode="after")
@@ -106,5 +94,9 @@ class Selective(Options):
 
     def total_trials(self, tunable_tasks: int) -> int:
         """The most trials that the step may take for a model with so many tunable tasks: no two alike."""
-        total = self.trials_per_kernel * tunable_tasks
-        return total if self.max_trials is None else min(total, self.max_trials)
+        return budget.capped(self.trials_per_kernel * tunable_tasks, self.max_trials)
+
+    @property
+    def task_trials(self) -> int | None:
+        """Most trials that one task may get; None for no limit but the budget."""
+        return self.trials_per_kernel if self.engine == "autotvm" else None

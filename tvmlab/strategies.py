@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable
+from functools import cached_property
 from typing import Any
 
 from tvmlab.compat import read_database
 from tvmlab.core import Candidate, EnumeratedSpace, InputError, Strategy, Trial
 from tvmlab.experiment import Ansor, AutoTVM, Droplet, LayoutTuning, TransferTuning
 from tvmlab.records import RunFolder
+from tvmlab.reuse import PAST
 from tvmlab.search.annealing import Annealing
 from tvmlab.search.costmodel import CostModel
 from tvmlab.search.droplet import Droplet as Descent
@@ -30,7 +32,7 @@ __all__ = ["TUNERS", "Strategies", "template_space", "warm_records"]
 _RECORDS = 64  # earlier schedules of a task that a search starts from
 _STARTS = 8  # the fastest of them, of which a descent begins at the first that can be made again and has knobs
 
-_ALSO = ("droplet", "transfer")  # strategies whose trials may be of a template or of a sketch
+_ALSO = ("droplet", "transfer", PAST)  # strategies whose trials may be of a template or of a sketch
 
 TUNERS: dict[str, type[Tuner]] = {tuner.name: tuner for tuner in (Annealing, Genetic, RandomSearch, Grid, DropletTuner)}
 
@@ -49,13 +51,46 @@ class Strategies(dict[str, Strategy]):
         self._step = step
         self._number = number
         self._own = session.trials_of(number)
-        runs = [_foreign_run(session, run) for run in step.warm_start]
-        self._databases = [session.database, *(read_database(run.path, session.target.kind) for run in runs)]
-        self._warm = [trial for run in runs for trial in run.trials()]
-        self._known = _tuned(session.history)
+        self._runs = [_foreign_run(session, run) for run in step.warm_start]
+        self._reuse = session.reuse if isinstance(step, Ansor | AutoTVM) and step.reuse else None
+        self._warm = [trial for run in self._runs for trial in run.trials()]
         self._earlier = _tuned(self._warm)
+        self._spaces: dict[str, SketchSpace] = {}
         self._cost_model = CostModel(session.experiment.seed)
         self._transfers = Transfers(session, number, step) if isinstance(step, TransferTuning) else None
+
+    @cached_property
+    def _databases(self) -> list[Any]:
+        """This run's, those of `warm_start`, and of the runs that are reused the fastest records."""
+        kind = self._session.target.kind
+        reused = [
+            run
+            for run in (self._reuse.runs if self._reuse else [])
+            if run.path not in {known.path for known in self._runs}
+        ]
+        return [
+            self._session.database,
+            *(read_database(run.path, kind) for run in self._runs),
+            *(read_database(run.path, kind, fastest=_RECORDS) for run in reused),
+        ]
+
+    @cached_property
+    def _known(self) -> dict[str, list[Trial]]:
+        """The trials of this run before the step chose anything, by task."""
+        return _tuned(self._session.history)
+
+    def again(self, key: str) -> Candidate | None:
+        """The best schedule that earlier runs have of a task; None if there is none, or it was measured in this run."""
+        best = self._reuse.best(key) if self._reuse else None
+        if best is None or any(trial.key == best.trial.key for trial in self._session.history):
+            return None
+        task = self._session.tasks[key]
+        template = template_space(task, self._session.target)
+        point = _point(template, best.trial) if template else None
+        found = point or self._again(task, self._sketches(task), best.trial)
+        said = "begins with" if found else "cannot make again"
+        print(f"task {task.info.name} {said} the schedule of trial {best.trial.trial} of {best.run}", flush=True)
+        return found
 
     def __missing__(self, key: str) -> Strategy:
         task, step = self._session.tasks[key], self._step
@@ -68,7 +103,7 @@ class Strategies(dict[str, Strategy]):
         else:
             assert isinstance(step, AutoTVM | LayoutTuning)
             space = template_space(task, self._session.target)
-            self[key] = self._evolution(task, Ansor()) if space is None else self._tuner(space, step.tuner)
+            self[key] = self._evolution(task, Ansor()) if space is None else self._tuner(space, step)
         return self[key]
 
     def _evolution(self, task: Task, options: Ansor) -> Strategy:
@@ -78,17 +113,27 @@ class Strategies(dict[str, Strategy]):
             population=options.population,
             generations=options.generations,
             cost_model=self._cost_model,
-            known=[trial.key for trial in self._session.history if trial.task_key == task.key],
+            known=[
+                *(trial.key for trial in self._session.history if trial.task_key == task.key),
+                *sorted(self._reuse.keys(task.key) if self._reuse else ()),
+            ],
             records=sorted(self._records(task), key=lambda record: record[1])[:_RECORDS],
         )
 
-    def _tuner(self, space: EnumeratedSpace, name: str) -> Strategy:
+    def _tuner(self, space: EnumeratedSpace, step: AutoTVM | LayoutTuning) -> Strategy:
         """From the points that were measured in this run, by any tuner or on the way down, or in another."""
+        past = _tuned(self._reuse.trials(space.task_key)) if self._reuse else {}
         known, earlier = (
-            [trial for trial in trials.get(space.task_key, ()) if trial.strategy not in _ALSO or _point(space, trial)]
-            for trials in (self._known, self._earlier)
+            [trial for trial in trials if trial.strategy not in _ALSO or _point(space, trial)]
+            for trials in (
+                self._known.get(space.task_key, []),
+                [*self._earlier.get(space.task_key, []), *past.get(space.task_key, [])],
+            )
         )
-        return TUNERS[name](space, seed=self._session.experiment.seed, known=known, earlier=earlier)
+        tuner = TUNERS[step.tuner](space, seed=self._session.experiment.seed, known=known, earlier=earlier)
+        if isinstance(step, AutoTVM) and step.random_trials:
+            tuner.start_at_random(step.random_trials, step.exploration_trials)
+        return tuner
 
     def _descent(self, task: Task, step: Droplet) -> Strategy:
         space, start, latency_s = (self._best(task) if step.start == "best" else None) or self._first(task)
@@ -145,7 +190,9 @@ class Strategies(dict[str, Strategy]):
         return sketches, sketches.plainest(), None
 
     def _sketches(self, task: Task) -> SketchSpace:
-        return SketchSpace(task.key, task.module, self._session.target.to_tvm())
+        if task.key not in self._spaces:
+            self._spaces[task.key] = SketchSpace(task.key, task.module, self._session.target.to_tvm())
+        return self._spaces[task.key]
 
     def _records(self, task: Task) -> list[tuple[Any, float]]:
         return [record for database in self._databases for record in warm_records(database, task)]

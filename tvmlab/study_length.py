@@ -9,12 +9,12 @@ from tvmlab.steps import Repeat
 from tvmlab.study_design import BASELINES, Study, Timed, plan
 from tvmlab.study_folder import StudyFolder
 
-__all__ = ["duration_text", "remaining_s"]
+__all__ = ["START_S", "TRIALS_PER_S", "duration_text", "remaining_s"]
 
 # What was found on two cores (docs/benchmarks.md); the first finished runs of a study correct it.
-_TRIALS_PER_S = {"ansor": 3.0, "autotvm": 5.0, "layouttuning": 5.0, "droplet": 3.0, "transfertuning": 3.0,
-                 "selective": 5.0}  # fmt: skip
-_START_S = 7.0  # to import and lower a model; its default schedules are measured within the limit
+TRIALS_PER_S = {"ansor": 3.0, "autotvm": 5.0, "layouttuning": 5.0, "droplet": 3.0, "transfertuning": 3.0,
+                "selective": 5.0}  # fmt: skip
+START_S = 7.0  # to import and lower a model; its default schedules are measured within the limit
 _LOAD_S = 12.0  # to compile and time a whole model, two at once
 
 
@@ -29,7 +29,7 @@ def remaining_s(study: Study | StudyFolder, tunable_tasks: Mapping[str, int]) ->
     runs, timings = _Ledger(), _Ledger()
     cells = plan(design)
     for cell in cells:
-        expected = _START_S + _step_s(design, cell.model, cell.steps[-1], tunable_tasks)
+        expected = START_S + _step_s(design, cell.model, cell.steps[-1], tunable_tasks)
         state = folder.state_of(cell) if folder else None
         done = state is not None and state.status == "done"
         runs.enter(expected, state.heartbeat_s - state.started_s if state and done else None)
@@ -69,7 +69,7 @@ def _step_s(design: Study, model: str, stage: Any, tunable_tasks: Mapping[str, i
     if limit is not None and None in capped:
         return limit
     trials = [most or one.total_trials(tunable_tasks[model]) for one, most in zip(several, capped, strict=True)]
-    trials_s = sum(count / _TRIALS_PER_S[one.kind] for one, count in zip(several, trials, strict=True))
+    trials_s = sum(count / TRIALS_PER_S[one.kind] for one, count in zip(several, trials, strict=True))
     return trials_s if limit is None else min(limit, trials_s)
 
 

@@ -18,7 +18,7 @@ from tvmlab.layouts import pack_sites
 from tvmlab.models import Model
 from tvmlab.targets import Target
 
-__all__ = ["Task", "arguments", "compile_model", "extract", "lower", "table"]
+__all__ = ["Task", "arguments", "compile_model", "extract", "lower", "table", "task_of"]
 
 
 @dataclass(frozen=True)
@@ -191,22 +191,26 @@ def default_gpu_schedule(module: Any) -> Any:
 
 
 def _task(found: Any, classes: dict[str, str]) -> Task:
+    name = str(found.task_name)
+    return task_of(found.dispatched[0], name, classes.get(name, _stem(name)), int(found.weight))
+
+
+def task_of(module: Any, name: str, kernel_class: str, weight: int) -> Task:
+    """The task of an unscheduled module (one function, `main`)."""
     from tvm import relax
     from tvm.s_tir import analysis
 
-    module = found.dispatched[0]
-    function = module["main"]
     tensors = arguments(module)
     moved = sum(math.prod(shape) * _itemsize(dtype) for shape, dtype in tensors)
     info = TaskInfo(
         key=structural_key(module),
-        name=str(found.task_name),
-        kernel_class=classes.get(str(found.task_name), _stem(str(found.task_name))),
-        weight=int(found.weight),
+        name=name,
+        kernel_class=kernel_class,
+        weight=weight,
         flops=float(analysis.estimate_tir_flops(module)),
         bytes_moved=float(moved),
         # A reshape becomes a view in the compiled model, so there is nothing to gain.
-        tunable=not relax.analysis.has_reshape_pattern(function),
+        tunable=not relax.analysis.has_reshape_pattern(module["main"]),
         shapes=" ".join("x".join(map(str, shape)) or "scalar" for shape, _ in tensors),
     )
     return Task(info, module)

@@ -62,6 +62,7 @@ class _Progress:
     known_s: float | None
     best_s: float | None = None
     trials: int = 0
+    before: int = 0  # trials, in earlier runs
     in_flight: int = 0
     since_improvement: int = 0
     history: list[tuple[int, float]] = field(default_factory=list)  # (trials, best latency) after each batch
@@ -73,7 +74,7 @@ class Allocator:
 
     `known_latencies_s` are the best latencies so far, which are those of the unscheduled kernels in a first step (None:
     it did not run). `early_stopping` is the number of trials without an improvement after which a task is finished,
-    `task_trials` the most that a task may get (None: no limit).
+    `limits` the most trials that each task may get (None: no limit).
     """
 
     def __init__(
@@ -81,13 +82,13 @@ class Allocator:
         tasks: Sequence[TaskInfo],
         known_latencies_s: Mapping[str, float | None],
         roofline: Roofline | None,
-        early_stopping: int,
-        task_trials: int | None = None,
+        early_stopping: float,
+        limits: Mapping[str, int] | None = None,
     ) -> None:
         self._tasks = {info.key: _Progress(info, known_latencies_s.get(info.key)) for info in tasks}
         self._roofline = roofline
         self._early_stopping = early_stopping
-        self._task_trials = task_trials
+        self._limits = limits
 
     def next_task(self, waiting: Collection[str] = ()) -> str | None:
         """Key of the task for the next batch; None when every task is finished, has had its share, or is `waiting`."""
@@ -101,12 +102,27 @@ class Allocator:
 
     def is_fresh(self, key: str) -> bool:
         """Whether no trial of this task has ended."""
-        return self._tasks[key].trials == 0
+        return self._tasks[key].before + self._tasks[key].trials == 0
 
     def room(self, key: str) -> float:
         """How many more trials this task may get, those under way counted; infinity without a limit."""
         task = self._tasks[key]
-        return math.inf if self._task_trials is None else self._task_trials - task.trials - task.in_flight
+        return math.inf if self._limits is None else self._limits[key] - task.trials - task.in_flight
+
+    def begun(self, key: str, trials: int, since_improvement: int) -> None:
+        """Earlier runs had so many trials of this task, which no limit counts; the last of them brought nothing."""
+        task = self._tasks[key]
+        task.before = trials
+        task.since_improvement += since_improvement
+        task.finished |= task.since_improvement >= self._early_stopping
+
+    def again(self, key: str, latency_s: float | None) -> None:
+        """The best schedule of earlier runs was measured again: what a trial has to beat, and no improvement itself."""
+        task = self._tasks[key]
+        task.trials += 1
+        if latency_s is not None:
+            task.best_s = min(latency_s, task.best_s or latency_s)
+            task.history.append((task.trials, task.best_s))
 
     def begin(self, key: str, trials: int) -> None:
         """So many trials of this task are under way; the next choice counts them as spent."""
@@ -142,7 +158,7 @@ class Allocator:
         """
         current = self._current_s(task)
         # Ansor takes min(current / trials, current - reachable), a rate against a time; this is one rate.
-        hope = max(current - self._reachable_s(task), 0.0) / max(task.trials + task.in_flight, 1)
+        hope = max(current - self._reachable_s(task), 0.0) / max(task.before + task.trials + task.in_flight, 1)
         return task.info.weight * (_ALPHA * self._past_slope(task) + (1 - _ALPHA) * hope)
 
     def _current_s(self, task: _Progress) -> float:

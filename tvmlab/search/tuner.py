@@ -14,6 +14,7 @@ __all__ = ["Tuner", "digits_of", "index_of", "shuffled"]
 
 _MISSES = 512  # points refused in a row before a space counts as exhausted: each costs a schedule
 _RECORDS = 256  # trials of earlier runs that a search starts from, the fastest first
+_SPARE = 16  # points drawn for each that is wanted near a past one
 
 
 class Tuner:
@@ -25,8 +26,9 @@ class Tuner:
     tried again; after 512 of these in a row a space counts as exhausted.
 
     `known` are trials that count as this search's own (of this run, before it was resumed, and of its earlier steps):
-    they are learned and not asked for again. `earlier` are trials of other runs: they are learned, and the fastest is
-    asked for first, because its latency is of another day; they are left out if the space has changed since.
+    they are learned and not asked for again. `earlier` are trials of other runs: the fastest are learned, and the
+    very fastest is asked for first, because its latency is of another day (unless it is known: then it was measured
+    again); none is asked for otherwise. They are left out if the space has changed since.
     """
 
     name: str
@@ -40,6 +42,8 @@ class Tuner:
         self._tried: set[int] = set()
         self._keys = {trial.key for trial in known}
         self._known: list[tuple[int, float | None]] = []  # index and latency in seconds, in the order told
+        self._past: list[int] = []  # points of `earlier`
+        self._restarts = self._restarted = self._asked = self._spread = 0
         self._rest = shuffled(len(space), self._rng)
         for trial in known:
             self._remember(trial)
@@ -50,14 +54,42 @@ class Tuner:
         found = self._take(self._starts, count)
         if found:
             return found
-        wanted = self._guided(count)
-        found = self._take(self._propose(wanted), wanted)
+        due = self._due(count)
+        found = self._take(self._near_past(due), due)
+        self._restarted += len(found)
+        wanted = self._guided(count - len(found))
+        found += self._take(self._propose(wanted), wanted)
         return found + self._take(self._rest, count - len(found))
+
+    def start_at_random(self, count: int, of: int) -> None:
+        """Of the next `of` candidates, `count` are points one or two knobs away from past ones drawn at random.
+
+        However slow these were: so a search leaves the surroundings of the best. Without `earlier` trials nothing
+        changes.
+        """
+        self._restarts, self._spread = (count if self._past else 0), of
 
     def tell(self, candidates: Sequence[Candidate], trials: Sequence[Trial]) -> None:
         """Learn how the candidates did."""
         for candidate, trial in zip(candidates, trials, strict=True):
             self._learn(candidate.decisions[0], trial.latency_s)
+
+    def _due(self, count: int) -> int:
+        """How many of a batch are to start at random: they are spread evenly over the search."""
+        if not self._restarts:
+            return 0
+        self._asked += count
+        return min(self._restarts, round(self._asked * self._restarts / self._spread)) - self._restarted
+
+    def _near_past(self, count: int) -> Iterator[int]:
+        """Points one or two knobs away from earlier ones drawn at random; many for each wanted, as some are known."""
+        radices: Any = np.array(self._space.radices)
+        free = np.flatnonzero(radices > 1)
+        for _ in range(_SPARE * count if len(free) else 0):
+            point = digits_of([self._rng.choice(self._past)], self._space.radices)
+            knobs = self._rng.permutation(free)[: self._rng.integers(1, 3)]
+            point[0, knobs] = (point[0, knobs] + self._rng.integers(1, radices[knobs])) % radices[knobs]
+            yield index_of(point, self._space.radices)[0]
 
     def _propose(self, count: int) -> Iterable[int]:
         """Indices wanted next, the most wanted first; some may have been tried."""
@@ -102,13 +134,15 @@ class Tuner:
         """Learn trials of other runs; the points to measure again."""
         ran = [trial for trial in earlier if trial.latency_s is not None and self._index(trial) is not None]
         best = min(ran, key=_latency, default=None)
-        if best is None or best.key in self._keys:
-            return []
-        candidate = self._space.realize(best.decisions[0])
-        if candidate is None or candidate.key != best.key:
+        candidate = self._space.realize(best.decisions[0]) if best else None
+        if best is None or candidate is None or candidate.key != best.key:
             return []  # the template has changed: its indices mean other points now
         for trial in sorted(ran, key=_latency)[:_RECORDS]:
             self._remember(trial)
+        self._past = [trial.decisions[0] for trial in ran]
+        self._tried.update(self._past)
+        if best.key in self._keys:
+            return []
         self._tried.discard(best.decisions[0])
         return [best.decisions[0]]
 

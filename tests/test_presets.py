@@ -1,0 +1,125 @@
+"""Presets: three budgets of one search; and how long an experiment takes, from past runs where there are some."""
+
+import json
+import sys
+from dataclasses import replace
+
+import pytest
+
+import tvmlab
+from tvmlab.core import InputError
+from tvmlab.experiment import Ansor, AutoTVM, Experiment, LayoutTuning
+from tvmlab.presets import PRESETS, estimate_time, preset, presets
+from tvmlab.records import RunFolder
+from tvmlab.study_length import START_S, TRIALS_PER_S
+
+
+def test_each_preset_searches_what_the_one_before_it_searches_and_more():
+    fast, default, most = (preset(name, "squeezenet", "cpu", seed=2).steps for name in PRESETS)
+    assert fast == tvmlab.best("squeezenet", "cpu").steps
+    assert default == (LayoutTuning(), AutoTVM())
+    assert most == (
+        LayoutTuning(),
+        AutoTVM(kernel_trials=3000, early_stopping_threshold="100 %", exploration_trials=3000, random_trials=500),
+        Ansor(trials_per_kernel=3000, early_stopping_threshold="100 %"),
+    )
+    assert fast[1].kernel_trials < default[1].kernel_trials < most[1].kernel_trials
+
+
+def test_on_a_gpu_sketches_come_first(monkeypatch):
+    def best(model, target, seed):
+        return Experiment(model=model, steps=(Ansor(trials_per_kernel=128),), seed=seed)
+
+    monkeypatch.setattr(sys.modules["tvmlab.presets"], "best", best)
+    assert preset("default", "alexnet", "cuda").steps == (Ansor(),)
+    assert [step.kind for step in preset("max", "alexnet", "cuda").steps] == ["ansor", "autotvm"]
+
+
+def test_a_preset_takes_the_knobs_of_an_experiment():
+    found = preset("fast", "alexnet", "cpu", seed=7, time_limit_s=60.0)
+    assert (found.seed, found.time_limit_s, found.target) == (7, 60.0, "cpu")
+    assert found.measure == tvmlab.best("alexnet", "cpu").measure
+    with pytest.raises(InputError, match="there is no preset 'slow': there are fast, default, max"):
+        preset("slow", "alexnet")
+    with pytest.raises(InputError, match="unknown model 'alexnit'"):
+        preset("fast", "alexnit", "cpu")
+
+
+def test_without_past_runs_the_stated_rates_say_how_long(tiny_onnx, tmp_path):
+    asked = Experiment(model=tiny_onnx, target="cpu", steps=[Ansor(trials_per_kernel=30), AutoTVM(kernel_trials=50)])
+    found = estimate_time(asked, tmp_path)
+    tasks = int(tvmlab.tasks(tiny_onnx, "cpu", layout="auto")["tunable"].sum())  # AutoTVM packs the model
+    assert (found.trials, found.reused) == (80 * tasks, 0) and tasks > 2
+    assert found.seconds == pytest.approx(
+        START_S + 30 * tasks / TRIALS_PER_S["ansor"] + 50 * tasks / TRIALS_PER_S["autotvm"]
+    )
+    assert "ansor 3 trials/s (docs/benchmarks.md), autotvm 5 trials/s (docs/benchmarks.md)" in str(found)
+    limited = asked.model_copy(update={"time_limit_s": 9.0})
+    assert estimate_time(limited, tmp_path).seconds == 9.0
+
+
+@pytest.fixture
+def past_run(make_run, cpu):
+    """`past_run(model, seconds per trial)`: a run of 40 trials of Ansor on this machine, its tasks other ones."""
+
+    def make(model, seconds):
+        environment = {"target": {**cpu.as_record(), "label": "here"}}
+        trials = [("conv2d_relu", 9.0 + number) for number in range(40)]
+        return make_run(trials, model=model, environment=environment, seconds_per_trial=seconds)
+
+    return make
+
+
+def test_past_runs_on_this_machine_say_how_fast_trials_are(tiny_onnx, past_run, cpu):
+    runs_dir = past_run("alexnet", 0.5).path.parent
+    asked = Experiment(model=tiny_onnx, target="cpu", steps=[Ansor(trials_per_kernel=30)])
+    found = estimate_time(asked, runs_dir)
+    assert found.seconds == pytest.approx(START_S + 60 / 2.0, rel=0.01)
+    assert found.basis == "ansor 2 trials/s (1 past run here)"
+    foreign = past_run("alexnet", 0.01)
+    foreign.write_json("environment.json", {"target": {"attrs": {**cpu.attrs, "mcpu": "znver1"}}})
+    assert estimate_time(asked, runs_dir) == found
+    past_run(tiny_onnx, 2.0)  # the same model's runs say more
+    assert estimate_time(asked, runs_dir).basis == "ansor 0.5 trials/s (1 past run here)"
+
+
+def test_what_is_reused_takes_no_time(tiny_onnx, tiny_tasks, make_run, cpu):
+    infos = [replace(task.info, name=name) for name, task in tiny_tasks.items()]
+    trials = [(name, 9.0 + number) for number in range(30) for name in ("conv2d+relu", "matmul+add")]
+    run = make_run(trials, tasks=infos, defaults={}, model=tiny_onnx, environment={"target": cpu.as_record()})
+    assert json.loads((run.path / "tasks.json").read_bytes())[0]["key"] == infos[0].key
+    asked = Experiment(model=tiny_onnx, target="cpu", steps=[Ansor(trials_per_kernel=40, early_stopping_threshold=99)])
+    found = estimate_time(asked, run.path.parent)
+    assert (found.trials, found.reused) == (20 + 2, 60)
+    assert "beside 60 of earlier runs" in str(found)
+    afresh = estimate_time(asked.afresh(), run.path.parent)
+    assert (afresh.trials, afresh.reused) == (80, 0)
+    assert [path.name for path in run.path.parent.iterdir()] == [run.id]  # nothing was written
+    assert not (run.path / "reuse.json").exists()
+
+
+def test_the_presets_of_a_model_as_a_frame(tiny_onnx, tmp_path):
+    found = presets(tiny_onnx, "cpu", tmp_path)
+    assert found.index.tolist() == list(PRESETS)
+    assert found["trials"].is_monotonic_increasing and found["seconds"].is_monotonic_increasing
+    assert found.loc["max", "steps"].startswith("LayoutTuning() > AutoTVM(kernel_trials=3000")
+    # The layout step's trials are the same in all; then each of the tunable tasks gets its budget.
+    layouts = found.loc["default", "trials"] % 2000
+    tasks = found.loc["default", "trials"] // 2000
+    assert found.loc["fast", "trials"] == layouts + 48 * tasks
+    assert found.loc["max", "trials"] == layouts + 6000 * tasks
+
+
+def test_layouts_that_are_reused_take_no_time(tiny_onnx, tiny_model, tmp_path, cpu):
+    from tvmlab.layout_plan import LayoutPlan
+
+    asked = Experiment(model=tiny_onnx, target="cpu", steps=[LayoutTuning(), AutoTVM(kernel_trials=10)])
+    folder = RunFolder.create(asked, tmp_path)
+    folder.write_json("environment.json", {"target": cpu.as_record()})
+    chosen = LayoutPlan(tiny_model, cpu, LayoutTuning()).provisional
+    folder.write_json("assignment.json", {**chosen, "finished": True})
+    default = {"step": -1, "trial": 0, "elapsed_s": 1.0}
+    (folder.path / "trials.jsonl").write_text(json.dumps(default) + "\n")
+    folder.write_state(replace(folder.state, status="done"))
+    found, plain = (estimate_time(each, tmp_path) for each in (asked, asked.afresh()))
+    assert found.trials % 10 == 0 and found.trials < plain.trials

@@ -1,0 +1,426 @@
+"""What a run takes from earlier runs: how much is still to search, where the search begins, what is left out."""
+
+import ast
+import json
+import shutil
+import threading
+from collections import Counter
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fake_measurer import FakeMeasurer, keys, stop_after
+
+import tvmlab
+from tvmlab import reuse
+from tvmlab import run as running
+from tvmlab.core import TrialStatus
+from tvmlab.experiment import Ansor, AutoTVM, Droplet, Experiment, LayoutTuning
+from tvmlab.records import RunFolder
+from tvmlab.reuse import PAST, Past, Reuse, said_of_reuse
+from tvmlab.search.allocate import Allocator
+from tvmlab.search.tuner import digits_of
+from tvmlab.search_process import search
+from tvmlab.strategies import TUNERS
+from tvmlab.testing import RecordedSpace, spend
+
+A, B = "a" * 16, "b" * 16
+SMALL = {"population": 16, "generations": 1}
+
+
+# How much is still to be measured
+
+
+def budget(step, past, before=(), again=()):
+    return reuse._plan(step, before, past, set(again))
+
+
+def test_what_earlier_runs_spent_on_each_task_counts_for_ansor():
+    step = Ansor(trials_per_kernel=100, early_stopping_threshold="100 %")
+    past = {A: Past(trials=190, share=100.0), B: Past(trials=10, share=100.0)}
+    assert budget(step, past, again={A, B}).total == 2  # B got few because A promised more: it has had its part
+    assert budget(step.model_copy(update={"trials_per_kernel": 150}), past).total == 100
+    assert budget(step, {A: Past(5000, 40.0), B: Past()}).total == 60 + 100  # another model's run shares A alone
+    assert budget(step, past).limits is None
+
+
+def test_each_task_of_autotvm_gets_what_it_lacks():
+    step = AutoTVM(kernel_trials=100, early_stopping_threshold="100 %")
+    found = budget(step, {A: Past(70, 999.0), B: Past()}, again={A})
+    assert (found.total, found.limits) == (30 + 100 + 1, {A: 31, B: 100})
+    assert found.begun == {A: (70, 0), B: (0, 0)}
+
+
+def test_a_task_that_had_stopped_early_is_not_searched_further():
+    past = {A: Past(300, 300.0, since=250), B: Past(300, 300.0, since=249)}
+    assert budget(Ansor(), past).total == 700
+    assert budget(Ansor(early_stopping_threshold=300), past).total == 1400
+    assert budget(Ansor(early_stopping_threshold="100 %"), past).total == 1400
+
+
+def test_exploration_is_at_least_so_many_new_trials():
+    past = {A: Past(2000, since=600), B: Past(1990, since=0)}
+    found = budget(AutoTVM(exploration_trials=50), past, again={A})
+    assert (found.total, found.limits) == (101, {A: 51, B: 50})
+    assert found.begun == {A: (2000, 0), B: (1990, 0)}  # a search of its own, which has not waited yet
+
+
+def test_a_cap_counts_earlier_trials_too_and_is_never_passed():
+    past = {A: Past(40, 32.0), B: Past(24, 32.0)}
+    assert budget(Ansor(max_trials=64), past, again={A, B}).total == 2
+    assert budget(Ansor(max_trials=80), past, again={A, B}).total == 16 + 2
+    assert budget(AutoTVM(max_trials=64), past).total == 0
+    assert budget(Ansor(trials_per_kernel=5, max_trials=1), {A: Past(), B: Past(0, 0.1)}, again={A, B}).total == 1
+
+
+def test_two_steps_do_not_count_on_the_same_trials():
+    step = AutoTVM(kernel_trials=100)
+    past = {A: Past(150)}
+    assert budget(step, past).total == 0
+    assert budget(step, past, before=[step]).total == 50
+
+
+@pytest.fixture
+def done(make_folder, cpu, run, tiny_tasks):
+    """`done(max_trials=8, ...)` is a run that has ended, from which later ones may take."""
+
+    def make(*, measurer=None, **options):
+        folder = make_folder(**options)
+        folder.write_json("environment.json", {"target": cpu.as_record()})
+        folder.write_json("tasks.json", [asdict(task.info) for task in tiny_tasks.values()])
+        run(folder, measurer)
+        return folder
+
+    return make
+
+
+def begun(make_folder, cpu, **options):
+    folder = make_folder(**options)
+    reuse.begin(folder, cpu.attrs)
+    return folder
+
+
+# Runs after runs
+
+
+def test_a_second_run_measures_the_best_again_and_nothing_else(done, make_folder, run, cpu):
+    first = done(max_trials=16)
+    before = [trial for trial in first.trials() if trial.trial]
+    second = begun(make_folder, cpu, max_trials=16, seed=1)
+    trials = run(second)
+    assert [trial.strategy for trial in trials] == [PAST, PAST]
+    for trial in trials:
+        same = [other for other in before if other.task_key == trial.task_key]
+        assert trial.key == min(same, key=lambda other: other.latency_s).key
+        assert trial.time_s > max(other.time_s for other in before)
+    assert (second.state.total_trials, second.state.trials) == (2, 2)
+    assert second.state.estimate_s == pytest.approx(first.state.estimate_s)
+    assert said_of_reuse(second) == "reused 16 trials of 1 earlier run; reuse=False searches afresh"
+    noted = json.loads((second.path / "reuse.json").read_text())
+    assert noted["runs"] == {first.id: 18}
+    assert {task["best"]["run"] for task in noted["tasks"].values()} == {first.id}
+    second.write_json("tasks.json", json.loads((first.path / "tasks.json").read_text()))
+    frame = tvmlab.reused(second)
+    assert frame["ansor"].sum() == 16 and set(frame["best_run"]) == {first.id} and len(frame) == 2
+    assert frame["now_us"].tolist() == pytest.approx(frame["then_us"].tolist())
+    assert tvmlab.reused(first).empty
+    assert sum(task["ansor"]["trials"] for task in noted["tasks"].values()) == 16
+
+
+def test_a_larger_budget_goes_on_where_the_earlier_runs_ended(done, make_folder, run, cpu):
+    first = done(max_trials=12)
+    second = begun(make_folder, cpu, max_trials=20)
+    found = run(second)
+    assert Counter(trial.strategy for trial in found) == {PAST: 2, "evolution": 8}
+    known = set(keys([trial for trial in first.trials() if trial.trial]))
+    assert not known & set(keys([trial for trial in found if trial.strategy != PAST]))
+    third = begun(make_folder, cpu, max_trials=20)
+    second.write_json("environment.json", {"target": cpu.as_record()})
+    second.write_json("tasks.json", json.loads((first.path / "tasks.json").read_text()))
+    reuse_json = third.path / "reuse.json"
+    assert json.loads(reuse_json.read_text())["runs"].keys() == {first.id}  # the second had no target yet
+    reuse_json.unlink()
+    reuse.begin(third, cpu.attrs)
+    assert [trial.strategy for trial in run(third)] == [PAST, PAST]
+    assert said_of_reuse(third) == "reused 20 trials of 2 earlier runs; reuse=False searches afresh"
+
+
+def test_the_search_goes_on_from_the_past_and_not_from_chance(done, make_folder, run, cpu, monkeypatch):
+    done(max_trials=24)
+    from tvmlab import strategies
+
+    given = []
+    real = strategies.Evolution
+    monkeypatch.setattr(strategies, "Evolution", lambda *args, **knobs: given.append(knobs) or real(*args, **knobs))
+    run(begun(make_folder, cpu, max_trials=30))
+    assert given and all(len(knobs["records"]) >= 4 and len(knobs["known"]) >= 4 for knobs in given)
+
+
+def test_the_search_process_finds_notes_and_says_what_it_reuses(make_folder, capsys):
+    """All but the process: from the model to the last word of two runs in a folder."""
+    first, second = make_folder(max_trials=8), make_folder(max_trials=12)
+    for folder in (first, second):
+        search(folder, threading.Event(), lambda tasks, target, where: FakeMeasurer())
+        assert folder.status == "done"
+    assert not (first.path / "reuse.json").exists() and first.state.message == ""
+    said = "reused 8 trials of 1 earlier run; reuse=False searches afresh"
+    assert second.state.message == said and said in capsys.readouterr().out
+    assert (second.state.trials, second.state.total_trials) == (6, 6)
+    assert [trial.strategy for trial in second.trials() if trial.trial][:2] == [PAST, PAST]
+
+
+def test_layouts_are_chosen_once(make_folder, capsys):
+    """The second run has no layout step left, and tunes the tasks of the same assignment."""
+    steps = [LayoutTuning(trials_per_variant=2, algorithms=("direct",)), AutoTVM(kernel_trials=2)]
+    first, second = make_folder(steps=steps), make_folder(steps=steps)
+    for folder in (first, second):
+        search(folder, threading.Event(), lambda tasks, target, where: FakeMeasurer())
+    assert second.layouts == first.layouts and second.state.steps_done == 2
+    assert f"reused the layouts of {first.id} and " in second.state.message
+    trials = [trial for trial in second.trials() if trial.trial]
+    assert {(trial.step, trial.strategy) for trial in trials} == {(1, PAST)}
+    assert len(trials) == second.state.total_trials < first.state.trials
+
+
+def test_reuse_false_searches_afresh(done, make_folder, run, cpu):
+    first = done(max_trials=8)
+    second = begun(make_folder, cpu, max_trials=8, reuse=False)
+    assert not (second.path / "reuse.json").exists() and said_of_reuse(second) == ""
+    assert keys(run(second)) == keys([trial for trial in first.trials() if trial.trial])
+
+
+@pytest.mark.parametrize("other", ["target", "running", "empty", "unreadable", "no task in common"])
+def test_what_is_not_taken_from(done, make_folder, run, cpu, other):
+    first = done(max_trials=8)
+    if other == "target":
+        first.write_json("environment.json", {"target": {**cpu.as_record(), "attrs": {**cpu.attrs, "mcpu": "znver1"}}})
+    elif other == "running":
+        first.write_state(replace(first.state, status="running", started_s=10**12, pid=0))
+    elif other == "empty":
+        (first.path / "trials.jsonl").unlink()
+    elif other == "unreadable":
+        first.write_json("experiment.json", {"format": 10**6, "experiment": {}})
+    else:
+        rows = [json.loads(line) for line in (first.path / "trials.jsonl").read_text().splitlines()]
+        lines = [json.dumps({**row, "task_key": "0" * 16}) + "\n" for row in rows]
+        (first.path / "trials.jsonl").write_text("".join(lines))
+        first.write_json("tasks.json", [])
+    second = begun(make_folder, cpu, max_trials=8)
+    trials = run(second)
+    assert len(trials) == 8 and {trial.strategy for trial in trials} == {"evolution"}
+    assert said_of_reuse(second) == ""
+
+
+def test_a_resumed_run_keeps_to_what_it_began_with(done, make_folder, run, cpu):
+    first = done(max_trials=8)
+    second = begun(make_folder, cpu, max_trials=20)
+    stop, measurer = stop_after(5)
+    before = run(second, measurer, stop=stop)
+    assert 5 <= len(before) <= 6 and second.state.total_trials == 14
+    done(max_trials=20, seed=3, reuse=False)  # meanwhile another run is made
+    reuse.begin(second, cpu.attrs)
+    after = run(second)
+    assert after[: len(before)] == before and len(after) == 14 == second.state.total_trials
+    assert [trial.strategy for trial in after].count(PAST) == 2
+    assert json.loads((second.path / "reuse.json").read_text())["runs"].keys() == {first.id}
+
+
+def test_an_earlier_run_that_was_deleted_meanwhile_still_counts(done, make_folder, run, cpu, capsys):
+    first = done(max_trials=8)
+    second = begun(make_folder, cpu, max_trials=12)
+    stop, measurer = stop_after(3)
+    run(second, measurer, stop=stop)
+    shutil.rmtree(first.path)
+    assert len(run(second)) == 6
+    assert f"earlier run {first.id} cannot be read any more" in capsys.readouterr().out
+
+
+def test_a_fork_and_its_origin_count_once(done, make_folder, run, cpu):
+    first = done(max_trials=8)
+    copy = RunFolder(first.path.with_name("copy"))
+    shutil.copytree(first.path, copy.path)
+    second = begun(make_folder, cpu, max_trials=8)
+    assert len(run(second)) == 2
+    noted = json.loads((second.path / "reuse.json").read_text())["tasks"].values()
+    assert sum(task["ansor"]["trials"] for task in noted) == 8
+    assert [task["ansor"]["share"] for task in noted] == [4.0, 4.0]
+
+
+def test_the_other_engines_trials_are_not_counted_but_its_best_is_measured(done, make_folder, run, cpu):
+    """Without templates for it, the tiny model's AutoTVM searches sketches; what counts is who searched."""
+    first = done(max_trials=10)
+    second = begun(make_folder, cpu, steps=[AutoTVM(kernel_trials=4)])
+    trials = run(second)
+    assert len(trials) == 2 * 4 + 2
+    best = {min((t for t in first.trials() if t.task_key == key and t.trial), key=lambda t: t.latency_s).key
+            for key in {trial.task_key for trial in trials}}  # fmt: skip
+    assert best == {trial.key for trial in trials if trial.strategy == PAST}
+
+
+def test_failures_count_and_are_not_tried_again(done, make_folder, run, cpu):
+    broken = FakeMeasurer(fails=lambda candidate: TrialStatus.BUILD_ERROR)
+    first = done(max_trials=10, measurer=broken)
+    second = begun(make_folder, cpu, max_trials=16)
+    found = run(second)
+    assert [trial.strategy for trial in found] == ["evolution"] * 6  # nothing to measure again
+    assert not set(keys(found)) & set(keys([trial for trial in first.trials() if trial.trial]))
+
+
+def test_records_measured_the_same_way_are_preferred(done, make_folder, run, cpu):
+    first = done(max_trials=8)
+    cold = make_folder(max_trials=8, seed=5, reuse=False)
+    for name in ("environment.json", "tasks.json"):
+        cold.write_json(name, json.loads((first.path / name).read_text()))
+    found = json.loads((cold.path / "experiment.json").read_text())
+    found["experiment"]["measure"]["cold_weights"] = True
+    cold.write_json("experiment.json", found)
+    run(cold, FakeMeasurer(dict.fromkeys((key for key, _ in keys(first.trials())), 1e-6)))
+    second = begun(make_folder, cpu, max_trials=8)
+    run(second)
+    noted = json.loads((second.path / "reuse.json").read_text())["tasks"].values()
+    assert {task["best"]["run"] for task in noted} == {first.id} and {len(task["runs"]) for task in noted} == {2}
+
+
+def test_a_stop_while_the_best_are_measured_again(done, make_folder, run, cpu):
+    done(max_trials=8)
+    second = begun(make_folder, cpu, max_trials=12)
+    stop, measurer = stop_after(1)
+    assert {trial.strategy for trial in run(second, measurer, stop=stop)} == {PAST}
+    after = run(second)
+    assert Counter(trial.strategy for trial in after) == {PAST: 2, "evolution": 4}
+
+
+# Layouts
+
+
+def layout_run(make_folder, cpu, sites, **options):
+    folder = make_folder(steps=[LayoutTuning(**options)])
+    folder.write_json("environment.json", {"target": cpu.as_record()})
+    rows = [{"site": name, "about": about, "packing": "NCHW16c"} for name, about in sites]
+    folder.write_json("assignment.json", {"finished": True, "sites": rows})
+    (folder.path / "trials.jsonl").write_text("{}\n")
+    folder.write_state(replace(folder.state, status="done"))
+    return folder
+
+
+def test_layouts_chosen_by_the_same_knobs_are_taken(make_folder, cpu):
+    sites = [("conv0", "conv2d 1x8x14x14 16x8x3x3"), ("dense0", "dense 1x3136 10x3136")]
+    earlier = layout_run(make_folder, cpu, sites, trials_per_variant=16)
+    step = LayoutTuning(warm_start=["another"])
+    folder = begun(make_folder, cpu, steps=[step])
+    for other, there in (
+        (LayoutTuning(blocks=(8,)), sites),
+        (LayoutTuning(trials_per_variant=32), sites),
+        (LayoutTuning(reuse=False), sites),
+        (step, sites[:1]),
+    ):
+        assert reuse.take_layouts(folder, other, there) is None
+    assert not (folder.path / "assignment.json").exists() and said_of_reuse(folder) == ""
+    forecast = Reuse.forecast(folder.experiment, folder.path.parent, cpu.attrs)
+    assert forecast.layouts(step, sites) == (earlier.id, earlier.layouts)
+    assert reuse.take_layouts(folder, step, sites) == earlier.layouts == folder.layouts
+    assert said_of_reuse(folder) == f"reused the layouts of {earlier.id}; reuse=False searches afresh"
+
+
+# Who never reuses
+
+
+def test_forks_studies_and_benchmarks_begin_afresh(done, make_folder, run, cpu, tmp_path, monkeypatch):
+    monkeypatch.setattr(running, "_check", lambda experiment, runs_dir: None)
+    monkeypatch.setattr(running, "_launch", lambda folder: folder)
+    origin = done(max_trials=4)
+    forked = running.fork(origin, [Ansor(max_trials=4), Droplet(), AutoTVM()], name="forked")
+    assert [getattr(stage, "reuse", None) for stage in forked.experiment.stages] == [True, False, None, False]
+    asked = Experiment(model="alexnet", steps=[LayoutTuning(), AutoTVM()])
+    assert running.begin(asked, tmp_path, "cell").experiment == asked.afresh()  # a study's cell is begun by this call
+    assert running.tune(asked, tmp_path).experiment == asked
+
+
+def test_no_benchmark_tunes_with_what_another_run_found():
+    """But for the one that measures what reuse brings. `begin` reuses nothing by itself."""
+    calls = {}
+    for path in (Path(tvmlab.__file__).parent.parent / "benchmarks").glob("*.py"):
+        nodes = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+        tuned = [node.args[0] for node in nodes if getattr(node.func, "attr", "") == "tune"]
+        calls |= {(path.stem, node.lineno): ast.unparse(node) for node in tuned}
+    assert len(calls) >= 6
+    assert {name for (name, _), asked in calls.items() if not asked.endswith(".afresh()")} == {"reuse"}
+
+
+# Random trials
+
+
+def far_space():
+    """Six knobs of eight values; the latency grows with the number of a point."""
+    return RecordedSpace({name: range(8) for name in "abcdef"}, lambda index: 1e-3 + index * 1e-9)
+
+
+@pytest.mark.parametrize("name", TUNERS)
+def test_random_trials_start_from_past_records_however_slow(name):
+    """Nearly all of the past is slow; half of the new trials are to start there, the others from the fastest."""
+    space = far_space()
+    slow = np.random.default_rng(0).integers(len(space) // 2, len(space), 30)
+    earlier = space.measure([space.realize(int(index)) for index in [*range(3), *slow]])
+
+    def near(random):
+        tuner = TUNERS[name](space, seed=0, earlier=earlier)
+        if random:
+            tuner.start_at_random(20, of=40)
+        asked = [candidate.decisions[0] for candidate in tuner.ask(1)]
+        assert asked == [0]  # the best of the past
+        for _ in range(10):
+            found = tuner.ask(4)
+            tuner.tell(found, space.measure(found))
+            asked += [candidate.decisions[0] for candidate in found]
+        assert len(set(asked)) == 41
+        digits, starts = (digits_of(indices, space.radices) for indices in (asked, slow))
+        return int(((digits[:, None, :] != starts[None]).sum(axis=2).min(axis=1) <= 2).sum())
+
+    assert near(random=True) >= max(17, near(random=False) + 4)
+
+
+def test_without_past_records_random_trials_change_nothing():
+    space = far_space()
+    plain, asked = (TUNERS["xgb"](space, seed=3) for _ in range(2))
+    asked.start_at_random(20, of=40)
+    assert [trial.key for trial in spend(plain, 40, space.measure)] == [
+        trial.key for trial in spend(asked, 40, space.measure)
+    ]
+
+
+def test_a_point_measured_again_is_learned_with_the_others():
+    """The best of the past is known already: it is not asked for, and the rest are learned all the same."""
+    space = far_space()
+    earlier = space.measure([space.realize(index) for index in range(10, 40)])
+    tuner = TUNERS["genetic"](space, seed=0, earlier=earlier, known=earlier[:1])
+    assert len(tuner._known) == 30 and not {10, 11} & {c.decisions[0] for c in tuner.ask(16)}
+
+
+# The allocator
+
+
+def test_the_allocator_goes_on_where_earlier_runs_ended(tiny_tasks):
+    infos = [tiny_tasks[name].info for name in ("conv2d+relu", "matmul+add")]
+    conv, gemm = (info.key for info in infos)
+    allocator = Allocator(infos, dict.fromkeys((conv, gemm), 1e-3), None, 10, {conv: 5, gemm: 5})
+    allocator.begun(conv, 400, 10)
+    allocator.begun(gemm, 400, 8)
+    allocator.again(gemm, 5e-4)
+    assert not allocator.is_fresh(gemm) and allocator.room(gemm) == 4
+    assert allocator.next_task() == gemm  # the other had stopped early
+    allocator.record(gemm, [6e-4, None])
+    assert allocator.next_task() is None
+    again = Allocator(infos, dict.fromkeys((conv, gemm), 1e-3), None, 10)
+    again.begun(gemm, 400, 8)
+    again.again(gemm, 5e-4)
+    again.record(gemm, [4e-4, 6e-4])  # an improvement, so it goes on
+    assert again.next_task() is not None and not again._tasks[gemm].finished
+
+
+def test_said_and_read_where_there_is_nothing(make_folder):
+    folder = make_folder()
+    known = Reuse.of(folder)
+    known.take(["x"])
+    assert said_of_reuse(folder) == "" and known.runs == [] and known.best("x") is None
+    assert known.trials("x") == [] and known.keys("x") == set() and known.plan(0, ["x", "y"]).total == 16

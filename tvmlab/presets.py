@@ -1,0 +1,187 @@
+"""Three experiments by name, and about how long an experiment takes on this machine, before it starts."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from tvmlab.columns import TrialReader
+from tvmlab.core import InputError, Packing
+from tvmlab.earlier import ended
+from tvmlab.experiment import Ansor, AutoTVM, Experiment, LayoutTuning
+from tvmlab.layout_plan import LayoutPlan, Packed, described
+from tvmlab.layouts import sites
+from tvmlab.models import Model, load_model
+from tvmlab.overview import tasks_of
+from tvmlab.records import default_runs_dir
+from tvmlab.reuse import Reuse
+from tvmlab.run import best
+from tvmlab.study_length import START_S, TRIALS_PER_S, duration_text
+from tvmlab.targets import Target
+from tvmlab.targets import target as named_target
+
+__all__ = ["PRESETS", "TimeEstimate", "estimate_time", "preset", "presets"]
+
+PRESETS = ("fast", "default", "max")
+_MAX_TRIALS = 3000
+_MAX_RANDOM = 500
+_ENOUGH = 20  # trials of a kind of step in a past run that say how fast these are
+_NEWEST = 5  # past runs that a rate is taken from
+
+_plans: dict[tuple[str, Target, LayoutTuning], LayoutPlan] = {}
+
+
+def preset(name: str, model: str, target: str = "auto", **knobs: Any) -> Experiment:
+    """The experiment of a preset; `knobs` are further ones of Experiment (seed, time_limit_s, batch, dims).
+
+    "fast" is `tvmlab.best`: fast kernels within minutes. "default" gives the same search its engine's default budget.
+    "max" is the seed texts' advice for the best performance: both engines with 3000 trials a task, no early stopping,
+    at least 3000 new trials of AutoTVM's of which 500 start at random, the faster schedule of each task kept. Each
+    searches what the one before it searches, and more: on a CPU templates in layouts that are chosen first, on a GPU
+    sketches. `estimate_time` says how long. Raises InputError for an unknown name, model or target.
+
+    >>> [step.code() for step in preset("default", "alexnet", "cpu").steps]
+    ['LayoutTuning()', 'AutoTVM()']
+    """
+    if name not in PRESETS:
+        raise InputError(f"there is no preset {name!r}", remedy=f"there are {', '.join(PRESETS)}")
+    fast = best(model, target, seed=knobs.get("seed", 0))
+    return Experiment(model=model, target=target, measure=fast.measure, steps=_steps(name, fast.steps), **knobs)
+
+
+def _steps(name: str, fast: tuple[Any, ...]) -> tuple[Any, ...]:
+    if name == "fast":
+        return fast
+    *before, engine = fast
+    if name == "default":
+        return (*before, type(engine)())
+    autotvm = AutoTVM(
+        kernel_trials=_MAX_TRIALS,
+        early_stopping_threshold="100 %",
+        exploration_trials=_MAX_TRIALS,
+        random_trials=_MAX_RANDOM,
+    )
+    ansor = Ansor(trials_per_kernel=_MAX_TRIALS, early_stopping_threshold="100 %")
+    return (*before, autotvm, ansor) if isinstance(engine, AutoTVM) else (*before, ansor, autotvm)
+
+
+@dataclass(frozen=True)
+class TimeEstimate:
+    """About how long an experiment takes, at the most: `seconds` for so many `trials`.
+
+    `reused` are trials of earlier runs that it counts on. `basis` says, for each kind of step, at how many trials a
+    second, and whether past runs on this machine say so. Early stopping and small spaces end it sooner.
+    """
+
+    seconds: float
+    trials: int
+    reused: int
+    basis: str
+
+    def __str__(self) -> str:
+        reused = f" beside {self.reused:,} of earlier runs" if self.reused else ""
+        return f"at most about {duration_text(self.seconds)}: {self.trials:,} trials{reused}; {self.basis}"
+
+
+def presets(model: str, target: str = "auto", runs_dir: str | Path | None = None) -> pd.DataFrame:
+    """The presets of a model, by name: steps, trials (at most), reused, seconds, time, basis; see TimeEstimate.
+
+    It takes some seconds: the model is cut into tasks. Raises InputError for an unknown model or target.
+    """
+    rows = []
+    for name in PRESETS:
+        asked = preset(name, model, target)
+        found = estimate_time(asked, runs_dir)
+        shown = {"preset": name, "steps": " > ".join(step.code() for step in asked.steps), **vars(found)}
+        rows.append(shown | {"time": duration_text(found.seconds)})
+    columns = ["preset", "steps", "trials", "reused", "seconds", "time", "basis"]
+    return pd.DataFrame(rows, columns=columns).set_index("preset")
+
+
+def estimate_time(experiment: Experiment, runs_dir: str | Path | None = None) -> TimeEstimate:
+    """About how long an experiment takes on this machine at the most, what it reuses from a runs folder left out.
+
+    The rates are those of the newest past runs there on its target, of the same model if there are some; where there
+    are none, those of docs/benchmarks.md (two cores). It takes some seconds: the model is cut into tasks. Raises
+    InputError for an unknown model or target.
+    """
+    parent = Path(runs_dir) if runs_dir is not None else default_runs_dir()
+    target = named_target(experiment.target)
+    rates = _rates(experiment, target, parent)
+    reuse = Reuse.forecast(experiment, parent, target.attrs)
+    trials = _trials(experiment, target, reuse)
+    stages = experiment.stages
+    seconds = START_S + sum(count / rates[step.kind][0] for step, count in zip(stages, trials, strict=True))
+    limited = min(seconds, experiment.time_limit_s or seconds)
+    kinds = dict.fromkeys(step.kind for step in stages)
+    basis = ", ".join(f"{kind} {rates[kind][0]:.2g} trials/s ({rates[kind][1]})" for kind in kinds)
+    return TimeEstimate(limited, sum(trials), reuse.counted, basis)
+
+
+def _trials(experiment: Experiment, target: Target, reuse: Reuse) -> list[int]:
+    """The trials of each stage, at the most."""
+    model = load_model(experiment.model, batch=experiment.batch, seed=experiment.seed, dims=experiment.dims)
+    first = experiment.stages[0]
+    layouts = 0
+    if isinstance(first, LayoutTuning) and (chosen := reuse.layouts(first, list(map(described, sites(model))))):
+        packings = {row["site"]: Packing.parse(row["packing"]) for row in chosen[1]["sites"]}
+        found = Packed(model, target, {site: packing for site, packing in packings.items() if packing.block}).tasks
+    elif isinstance(first, LayoutTuning):
+        plan = _layout_plan(model, target, first)
+        layouts = first.total_trials(len(plan.variants)) + first.transform_trials * len(plan.copies)
+        found = plan.tasks
+    else:
+        packed = target.kind == "llvm" and any(isinstance(step, AutoTVM) for step in experiment.stages)
+        found = tasks_of(model, target, "auto" if packed else "NCHW")
+    keys = [task.key for task in found if task.info.tunable and task.info.weight > 0]
+    reuse.take(keys)
+    return [
+        layouts if isinstance(step, LayoutTuning) else reuse.plan(number, keys).total
+        for number, step in enumerate(experiment.stages)
+    ]
+
+
+def _layout_plan(model: Model, target: Target, step: LayoutTuning) -> LayoutPlan:
+    """What a layout step has to choose from; the last is kept, as it takes seconds and presets share it."""
+    key = (model.sha256, target, step)
+    if key not in _plans:
+        _plans.clear()
+        _plans[key] = LayoutPlan(model, target, step)
+    return _plans[key]
+
+
+def _rates(experiment: Experiment, target: Target, runs_dir: Path) -> Mapping[str, tuple[float, str]]:
+    """Trials a second of each kind of step, and where that is from."""
+    found: dict[str, list[tuple[bool, int, float]]] = defaultdict(list)  # same model, trials, seconds; oldest first
+    for run in ended(runs_dir, target.attrs):
+        same = run.experiment.model == experiment.model
+        for kind, count, seconds in _spent(run):
+            if count >= _ENOUGH and seconds > 0:
+                found[kind].append((same, count, seconds))
+    rates = {kind: (rate, "docs/benchmarks.md") for kind, rate in TRIALS_PER_S.items()}
+    for kind, spent in found.items():
+        used = ([each for each in spent if each[0]] or spent)[-_NEWEST:]
+        rate = sum(count for _, count, _ in used) / sum(seconds for *_, seconds in used)
+        rates[kind] = (rate, f"{len(used)} past run{'s' if len(used) > 1 else ''} here")
+    return rates
+
+
+def _spent(run: Any) -> Sequence[tuple[str, int, float]]:
+    """The kind of each stage of a run, its trials and the seconds that they took, those of a fork's origin left out."""
+    reader = TrialReader(["step", "trial", "elapsed_s"])
+    reader.read(run)
+    rows = reader.frame()
+    rows = rows[rows["trial"] > run.read_json("fork.json", missing={"trials": -1})["trials"]]
+    spent, began = [], rows.loc[rows["trial"] == 0, "elapsed_s"].max()
+    for number, step in enumerate(run.experiment.stages):
+        mine = rows[(rows["step"] == number) & (rows["trial"] > 0)]
+        if len(mine):
+            start = min(began, mine["elapsed_s"].min()) if began == began else mine["elapsed_s"].min()
+            spent.append((step.kind, len(mine), float(mine["elapsed_s"].max() - start)))
+            began = mine["elapsed_s"].max()
+    return spent

@@ -1,0 +1,87 @@
+"""The store of past runs, a runs folder: its records by task and target; runs to be deleted."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from tvmlab.core import InputError, RunError, TaskInfo
+from tvmlab.earlier import attrs_of, past_frame, readable
+from tvmlab.records import RunFolder, default_runs_dir
+from tvmlab.reuse import PAST, REUSE_FILE
+from tvmlab.targets import Target
+from tvmlab.targets import target as named_target
+from tvmlab.tasks import Task
+
+__all__ = ["delete_runs", "past", "reused"]
+
+
+def past(
+    task: str | Task | TaskInfo | None = None,
+    target: str | Target | None = None,
+    runs_dir: str | Path | None = None,
+) -> pd.DataFrame:
+    """The trials of all runs in a runs folder, imported ones too: of every task or of one; of one target, if asked.
+
+    `task` is a name, a key, or a task; `target` a name as `tvmlab.target` takes it: records for another device are left
+    out. The trials of a task on a target stand together, the fastest first; default schedules are left out.
+
+    Columns: run, model, target (label), task, task_key, kernel_class, strategy, trial, status, latency_us (NaN:
+    failed), key (of the program), when. Raises InputError for a task without records or an unknown target, RecordError
+    for a damaged run.
+    """
+    wanted = named_target(target) if isinstance(target, str) else target
+    runs = readable(Path(runs_dir) if runs_dir is not None else default_runs_dir())
+    found = past_frame(run for run in runs if wanted is None or attrs_of(run) == wanted.attrs)
+    if task is None:
+        return found
+    name = task if isinstance(task, str) else task.key
+    chosen = found[(found["task_key"] == name) | (found["task"] == name)]
+    if chosen.empty:
+        known = ", ".join(found["task"].dropna().unique()) or "none at all"
+        raise InputError(f"there are no records of task {name!r}", remedy=f"there are of {known}")
+    return chosen.reset_index(drop=True)
+
+
+def reused(run: str | Path | RunFolder | Any) -> pd.DataFrame:
+    """What a run took from earlier runs, one row a task; none where it took nothing.
+
+    Columns: task, task_key, ansor and autotvm (trials of each engine that count), runs (their ids), best_run and
+    best_trial (whose schedule was measured again first), then_us (its latency there), now_us (here; NaN: not yet, or it
+    failed). Raises RecordError for what is no run.
+    """
+    folder = RunFolder.open(getattr(run, "folder", run))
+    noted = folder.read_json(REUSE_FILE, missing={"tasks": {}})["tasks"]
+    now = {trial.key: trial.latency_s for trial in folder.trials() if trial.strategy == PAST}
+    rows = []
+    for info in folder.tasks:
+        if info.key in noted:
+            found, best = noted[info.key], noted[info.key]["best"] or {}
+            counts = {engine: found.get(engine, {}).get("trials", 0) for engine in ("ansor", "autotvm")}
+            row = {"task": info.name, "task_key": info.key, **counts, "runs": ", ".join(found["runs"])}
+            row |= {"best_run": best.get("run", ""), "best_trial": best.get("trial")}
+            rows.append(row | {"then_us": best.get("latency_s"), "now_us": now.get(best.get("key", ""))})
+    columns = ["task", "task_key", "ansor", "autotvm", "runs", "best_run", "best_trial", "then_us", "now_us"]
+    frame = pd.DataFrame(rows, columns=columns).astype({"best_trial": "Int64"})
+    for name in ("then_us", "now_us"):
+        frame[name] = frame[name].astype(float) * 1e6
+    return frame
+
+
+def delete_runs(runs: str | Path | Sequence[str | Path], runs_dir: str | Path | None = None) -> list[str]:
+    """Delete runs, by id or folder, and all that is in their folders; returns their ids.
+
+    Raises RecordError for what is no run, RunError for one that is still running; then none is deleted.
+    """
+    names = [runs] if isinstance(runs, str | Path) else runs
+    found = [RunFolder.open(run, runs_dir) for run in names]
+    for run in found:
+        if run.status == "running":
+            raise RunError(f"run {run.id} is running", remedy="stop it first; nothing was deleted")
+    for run in found:
+        shutil.rmtree(run.path)
+    return [run.id for run in found]
