@@ -141,9 +141,12 @@ class Tuner:
             self._remember(trial)
         self._past = [trial.decisions[0] for trial in ran]
         self._tried.update(self._past)
-        if best.key in self._keys:
+        is_known = best.key in self._keys
+        self._keys.update(trial.key for trial in ran)  # another point may make the same program
+        if is_known:
             return []
         self._tried.discard(best.decisions[0])
+        self._keys.discard(best.key)
         return [best.decisions[0]]
 
     def _remember(self, trial: Trial) -> None:
