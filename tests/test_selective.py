@@ -69,8 +69,8 @@ def test_a_knob_out_of_range_or_of_the_other_engine_is_named(knobs, said):
 
 def test_the_search_has_the_knobs_of_a_normal_one():
     step = Selective(trials_per_kernel=64, early_stopping_threshold=9, tuner="genetic", max_trials=80, warm_start=["a"])
-    wanted = AutoTVM(kernel_trials=64, early_stopping_threshold=9, tuner="genetic", max_trials=80, warm_start=["a"])
-    assert search_of(step) == wanted
+    knobs = {"early_stopping_threshold": 9, "tuner": "genetic", "max_trials": 80, "warm_start": ["a"], "reuse": False}
+    assert search_of(step) == AutoTVM(kernel_trials=64, **knobs)
     made = search_of(Selective(engine="ansor", trials_per_kernel=7, population=16, generations=2))
     assert (made.kind, made.trials_per_kernel, made.population, made.generations) == ("ansor", 7, 16, 2)
 

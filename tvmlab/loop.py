@@ -115,22 +115,22 @@ def _search(
         allocator.begun(key, before, since)
     for key, trials in earlier.items():
         _note(allocator, key, trials)
-    own = Strategies(session, number, step)
-    if plan.begun and left > 0:
-        left -= _measure_again(session, allocator, number, own, keys[:left])
-    searches = own if strategies is None else strategies
+    if strategies is None:
+        strategies = own = Strategies(session, number, step)
+        if plan.begun and left > 0:
+            left -= _measure_again(session, allocator, number, own, keys[:left])
     under_way: _Batch | None = None
     while True:
         started = time.perf_counter()
         busy = under_way.key if under_way else None
-        following = None if session.is_over else _next_batch(session, allocator, searches, sizes, left, busy)
+        following = None if session.is_over else _next_batch(session, allocator, strategies, sizes, left, busy)
         session.search_s += time.perf_counter() - started
         trials = _measure_batch(session, allocator, number, under_way) if under_way else []
         finished, under_way = under_way, None
         if following is not None and not session.is_over:
             key, candidates = following
             left -= len(candidates)
-            under_way = _Batch(searches[key], key, candidates, session.measurer.measure(candidates))
+            under_way = _Batch(strategies[key], key, candidates, session.measurer.measure(candidates))
         if finished:  # told while the next batch is being built
             started = time.perf_counter()
             finished.strategy.tell(finished.candidates[: len(trials)], trials)

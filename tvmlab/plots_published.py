@@ -91,9 +91,10 @@ def selective_beside(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     model. A point above 1 is a model that selective tuning made faster than full tuning did.
     """
     ax = ax if ax is not None else new_axes(7.5, 4.4)
-    for row in table.itertuples():
-        ax.plot([row.rfc_time, row.time], [row.rfc_performance, row.performance], color=GREY, lw=0.8, zorder=1)
-        ax.annotate(row.model, (row.rfc_time, row.rfc_performance), (6, 3), textcoords="offset points", fontsize=7)
+    for row in table.to_dict("records"):
+        times, performances = ([row[f"rfc_{name}"], row[name]] for name in ("time", "performance"))
+        ax.plot(times, performances, color=GREY, lw=0.8, zorder=1)
+        ax.annotate(row["model"], (times[0], performances[0]), (6, 3), textcoords="offset points", fontsize=7)
     ax.plot(table["rfc_time"], table["rfc_performance"], "o", color=COLORS[0], label="RFC (V100, TVM of 2019)")
     mine = table.dropna(subset=["time", "performance"])
     if len(mine):
