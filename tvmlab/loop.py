@@ -37,6 +37,10 @@ _BATCHES = {
 }
 
 
+_UNKNOWN_S = 1.0  # of a default kernel that did not run: its task needs a schedule most
+_AT_ONCE = 8  # tasks of the first round of transfers that are built together: enough for the builders
+
+
 def run_steps(session: Session) -> None:
     """Measure the default schedules, then run the experiment's steps in order, those that are done left out."""
     stages = session.experiment.stages
@@ -119,6 +123,8 @@ def _search(
         strategies = own = Strategies(session, number, step)
         if plan.begun and left > 0:
             left -= _measure_again(session, allocator, number, own, keys[:left])
+    if isinstance(step, TransferTuning):
+        left -= _first_round(session, allocator, number, strategies, [key for key in keys if key not in earlier], left)
     under_way: _Batch | None = None
     while True:
         started = time.perf_counter()
@@ -154,13 +160,44 @@ def _measure_again(
     A latency of another day is no result of this run.
     """
     found = [candidate for key in keys if (candidate := strategies.again(key)) is not None]
-    with closing(session.measurer.measure(found)) as measurements:
-        for done, (candidate, measured) in enumerate(zip(found, measurements, strict=True), start=1):
-            trial = session.record(candidate, measured, number, PAST)
+    return _measure_each(session, allocator, number, found, PAST)
+
+
+def _first_round(
+    session: Session,
+    allocator: Allocator,
+    number: int,
+    strategies: dict[str, Strategy],
+    keys: Sequence[str],
+    left: int,
+) -> int:
+    """Try the nearest schedule of each task before the second one of any, the costliest tasks first; how many trials.
+
+    One schedule brings most of what a transfer brings, and the time may end before each task had a batch of its own.
+    """
+    known = session.known_latencies_s(keys)
+    costs = {key: session.tasks[key].info.weight * (known[key] or _UNKNOWN_S) for key in keys}
+    waiting, done = sorted(keys, key=lambda key: -costs[key])[: max(left, 0)], 0
+    while waiting and not session.is_over:
+        started = time.perf_counter()
+        found = [candidate for key in waiting[:_AT_ONCE] for candidate in strategies[key].ask(1)]
+        session.search_s += time.perf_counter() - started
+        del waiting[:_AT_ONCE]
+        done += _measure_each(session, allocator, number, found, "transfer")
+    return done
+
+
+def _measure_each(
+    session: Session, allocator: Allocator, number: int, candidates: Sequence[Candidate], strategy: str
+) -> int:
+    """Measure candidates of several tasks; returns how many, which is not all if the time is over."""
+    with closing(session.measurer.measure(candidates)) as measurements:
+        for done, (candidate, measured) in enumerate(zip(candidates, measurements, strict=True), start=1):
+            trial = session.record(candidate, measured, number, strategy)
             _note(allocator, trial.task_key, [trial])
             if session.is_over:
                 return done
-    return len(found)
+    return len(candidates)
 
 
 def _note(allocator: Allocator, key: str, trials: Sequence[Trial]) -> None:

@@ -177,7 +177,7 @@ def _best_records(path: Any, kind: str) -> dict[str, Record]:
     """The module and the fastest schedule of each task in a run's database, by the task's key."""
     best: dict[str, tuple[float, Record]] = {}
     keys: dict[Any, str] = {}
-    for record in read_database(path, kind).get_all_tuning_records():
+    for record in read_database(path, kind, fastest=2).get_all_tuning_records():  # one may be the default schedule
         if not record.run_secs or len(record.trace.insts) == 0:
             continue  # the default schedule
         workload = record.workload
