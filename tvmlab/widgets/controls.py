@@ -15,7 +15,7 @@ from traitlets import Unicode, dlink
 
 from tvmlab.core import InputError
 from tvmlab.experiment import Options, unit_of
-from tvmlab.widgets.monitor import error_html, note_html
+from tvmlab.widgets.style import error_html, note_html
 
 __all__ = ["INPUT", "Choice", "Knob", "labelled"]
 
@@ -64,10 +64,9 @@ class Knob:
         """What the control says, as the option class takes it."""
         return self._read(self.control.value)
 
-    @property
-    def is_collection(self) -> bool:
-        """Whether the knob is a list or a table, which few experiments need."""
-        return any(typing.get_origin(part) in (tuple, dict) for part in _parts(self._annotation))
+    def fill(self, options: Options) -> None:
+        """Show the value that the field has in other options of the same class."""
+        self.control.value = self._write(getattr(options, self.name))
 
     @property
     def error(self) -> str:
