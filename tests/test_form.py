@@ -8,12 +8,12 @@ import pandas as pd
 import pytest
 
 import tvmlab
-from tvmlab import presets
 from tvmlab.core import InputError, TrialStatus
 from tvmlab.experiment import Ansor, AutoTVM, Droplet, Experiment, LayoutTuning, Measure, Repeat, TransferTuning
 from tvmlab.presets import PRESETS, TimeEstimate
-from tvmlab.widgets.form import AS_BELOW, Form
+from tvmlab.widgets import forecast
 from tvmlab.widgets.forecast import forecast_html
+from tvmlab.widgets.form import AS_BELOW, Form
 from tvmlab.widgets.groups import every_step_class, step_classes
 from tvmlab.widgets.monitor import Monitor
 
@@ -93,10 +93,11 @@ def test_what_a_preset_does_not_decide_leaves_it(form):
 def test_another_model_gets_the_preset_for_that_model(form, monkeypatch):
     form.preset.value = "fast"
     small = form.experiment.measure
-    monkeypatch.setattr(
-        presets, "best",
-        lambda model, target, seed: Experiment(model=model, steps=[Ansor(trials_per_kernel=9)], measure=Measure(repeats=2)),
-    )  # fmt: skip
+
+    def best(model, target, seed):
+        return Experiment(model=model, steps=[Ansor(trials_per_kernel=9)], measure=Measure(repeats=2))
+
+    monkeypatch.setattr(sys.modules["tvmlab.presets"], "best", best)
     form.own.knobs["model"].control.value = "squeezenet"
     assert form.preset.value == "fast" and form.experiment.steps == (Ansor(trials_per_kernel=9),)
     assert form.experiment.measure == Measure(repeats=2) != small
@@ -216,9 +217,8 @@ def asked(monkeypatch):
         assert go.wait(30)
         return FOUND
 
-    monkeypatch.setattr(presets, "estimate_time", estimate)
-    calls_and_go = (calls, go)
-    yield calls_and_go
+    monkeypatch.setattr(forecast, "estimate_time", estimate)
+    yield calls, go
     go.set()
 
 
@@ -227,9 +227,10 @@ def test_the_estimate_is_the_call_and_is_shown(asked, tmp_path):
     assert "25 min" not in form.forecast.text.value
     assert form.estimate() is FOUND
     assert asked[0] == [(form.experiment, tmp_path)]
-    for text in ("<b>25 min</b>", "1,234 trials", "ansor 2 trials/s (1 past run here)", "56 trials of earlier runs count",
-                 "The layouts of run-7 are taken", "&lt;conv&gt;", "12.2"):  # fmt: skip
-        assert text in form.forecast.text.value
+    said = form.forecast.text.value
+    assert "<b>25 min</b>" in said and "1,234 trials" in said and "ansor 2 trials/s (1 past run here)" in said
+    assert "The layouts of run-7 are taken. 56 trials of earlier runs count, of 1 task;" in said
+    assert "&lt;conv&gt;" in said and "12.2" in said
 
 
 def test_the_button_estimates_without_blocking(asked, form):
@@ -258,7 +259,7 @@ def test_an_estimate_of_other_settings_is_grey(asked, form):
 
 
 def test_settings_that_changed_meanwhile_make_the_estimate_one_of_others(asked, form):
-    calls, go = asked
+    _, go = asked
     go.clear()
     form.forecast.button.click()
     knobs(form)["max_trials"].control.value = "64"
@@ -274,7 +275,7 @@ def test_an_estimate_that_fails_says_why(monkeypatch, form, error):
     def fail(*_):
         raise error
 
-    monkeypatch.setattr(presets, "estimate_time", fail)
+    monkeypatch.setattr(forecast, "estimate_time", fail)
     form.forecast.button.click()
     form.forecast.wait()
     assert "unknown model &lt;x&gt;" in form.forecast.text.value or "oh &lt;no&gt;" in form.forecast.text.value

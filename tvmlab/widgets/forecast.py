@@ -13,10 +13,9 @@ from pathlib import Path
 import ipywidgets as widgets
 import pandas as pd
 
-from tvmlab import presets
 from tvmlab.core import TvmlabError
 from tvmlab.experiment import Experiment
-from tvmlab.presets import TimeEstimate
+from tvmlab.presets import TimeEstimate, estimate_time
 from tvmlab.study_length import duration_text
 from tvmlab.widgets.style import action_button, error_html, note_html
 
@@ -81,7 +80,7 @@ class Forecast(widgets.VBox):
             self._show(experiment, error_html(f"cannot estimate: {error}"))
 
     def _estimate(self, experiment: Experiment) -> TimeEstimate:
-        found = presets.estimate_time(experiment, self._runs_dir)
+        found = estimate_time(experiment, self._runs_dir)
         self._show(experiment, forecast_html(found))
         return found
 

@@ -12,12 +12,11 @@ from pathlib import Path
 
 import ipywidgets as widgets
 
-from tvmlab import presets
 from tvmlab import run as running
 from tvmlab.core import InputError, TvmlabError
 from tvmlab.experiment import Experiment, Measure
 from tvmlab.models import models
-from tvmlab.presets import TimeEstimate
+from tvmlab.presets import PRESETS, TimeEstimate, preset
 from tvmlab.run import Run
 from tvmlab.targets import targets
 from tvmlab.widgets.controls import Choice
@@ -87,7 +86,7 @@ class Form(widgets.VBox):
 
         Raises what `tvmlab.preset` raises; then nothing is filled.
         """
-        found = presets.preset(name, self.own.knobs["model"].value, self.own.knobs["target"].value)
+        found = preset(name, self.own.knobs["model"].value, self.own.knobs["target"].value)
         self._filling, self._filled = True, found
         try:
             self.steps.show(found.steps)
@@ -172,7 +171,7 @@ class Form(widgets.VBox):
             found, problem = None, str(error)
         if self.preset.value != AS_BELOW and (found is None or not self._is_preset(found)):
             self.preset.value = AS_BELOW
-        self._about.value = note_html(presets.PRESETS.get(self.preset.value, _AS_BELOW_HELP))
+        self._about.value = note_html(PRESETS.get(self.preset.value, _AS_BELOW_HELP))
         self.problem.value = error_html(problem)
         code = "" if found is None else f"<pre style='white-space:pre-wrap'>{html.escape(self.code())}</pre>"
         self._code.value = code or error_html(problem)
@@ -187,10 +186,10 @@ class Form(widgets.VBox):
 
 
 def _preset_control() -> widgets.ToggleButtons:
-    names = [*presets.PRESETS]
+    names = [*PRESETS]
     control = widgets.ToggleButtons(
         options=[("as below", AS_BELOW), *((name, name) for name in names)],
-        tooltips=[_AS_BELOW_HELP, *presets.PRESETS.values()],
+        tooltips=[_AS_BELOW_HELP, *PRESETS.values()],
         layout={"flex": "0 0 auto"},
     )
     control.style.button_width = "92px"
