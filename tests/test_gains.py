@@ -84,7 +84,9 @@ def test_the_searches_of_a_run_are_numbered_task_by_task(make_run):
     run = make_run([("dense", 300.0), ("conv2d_relu", 500.0), failed, ("dense", 350.0), ("dense", 200.0)])
     found = gains.of_runs(run)
     dense = found[found["search"] == f"{run.id} dense"]
-    assert dense["trial"].tolist() == [1, 2, 3, 4] and dense["best_us"].tolist() == [300.0, 300.0, 300.0, 200.0]
+    assert dense["trial"].tolist() == [1, 2, 3, 4] and dense["best_us"].tolist() == pytest.approx(
+        [300.0, 300.0, 300.0, 200.0]
+    )
     assert found["search"].nunique() == 2 and not found["exhausted"].any()
 
 

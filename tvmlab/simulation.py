@@ -231,10 +231,11 @@ def _carry_out(replay: ReplaySpace, step: AutoTVM, seed: int, past: Sequence[Tri
         following = tuner.ask(int(min(room, first if allocator.is_fresh(key) else later))) if room > 0 else []
         allocator.begin(key, len(following))
         left -= len(following)
-        answers = replay.measure(under_way, tuner.name)
-        allocator.record(key, [trial.latency_s for trial in answers])
-        tuner.tell(under_way, answers)
-        trials += answers
+        if under_way:
+            answers = replay.measure(under_way, tuner.name)
+            allocator.record(key, [trial.latency_s for trial in answers])
+            tuner.tell(under_way, answers)
+            trials += answers
         if not (following or under_way):
             return trials
         under_way = following
