@@ -123,6 +123,12 @@ def test_the_figure_of_early_stopping_has_a_dot_a_threshold(ax):
     assert line.get_xdata().tolist() == pytest.approx([0.25, (20 + 13) / 40])
     assert line.get_ydata().tolist() == pytest.approx([0.5, 0.0])
     assert [text.get_text() for text in ax.texts] == ["4", "12"]
+    stopping_costs({"flat": gains.early_stops(searches(falling(3)), [4, 12])}, ax=Figure().subplots())
+
+
+def test_thresholds_that_change_nothing_share_a_dot(ax):
+    stopping_costs({"some": gains.early_stops(searches(falling(20, (10, 50.0))), [30, 40])}, ax=ax)
+    assert [text.get_text() for text in ax.texts] == ["30, 40"]
 
 
 def test_the_figure_of_ends_has_a_dot_a_seed_and_a_median(ax):

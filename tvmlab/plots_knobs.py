@@ -15,7 +15,8 @@ from tvmlab.plots_style import COLORS, GREY, new_axes, tidy
 
 __all__ = ["arm_ends", "doubling_shares", "stopping_costs"]
 
-_SPREAD = 0.14  # half the width over which the dots of an arm are spread
+_RIGHT = 0.9  # share of the trials from which on a dot's text is on its left
+_SPREAD = 0.2  # half the width over which the dots of an arm are spread
 
 
 def doubling_shares(frames: Mapping[str, pd.DataFrame], *, ax: Axes | None = None) -> Axes:
@@ -43,7 +44,7 @@ def doubling_shares(frames: Mapping[str, pd.DataFrame], *, ax: Axes | None = Non
     ax.set_xlabel("trials of a task, before they are doubled")
     ax.set_ylabel("searches that gain")
     tidy(ax, "y")
-    ax.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    ax.legend(frameon=False, fontsize=8, loc="upper right")
     return ax
 
 
@@ -54,16 +55,18 @@ def stopping_costs(frames: Mapping[str, pd.DataFrame], *, ax: Axes | None = None
     """
     ax = ax if ax is not None else new_axes(8.0, 3.8)
     for color, (name, frame) in zip(cycle(COLORS), frames.items()):
-        means = frame.groupby("threshold")[["share", "loss"]].mean()
+        means = frame.groupby("threshold")[["share", "loss"]].mean().reset_index()
         ax.plot(means["share"], means["loss"], "o-", color=color, lw=1.4, ms=5, label=name, zorder=3)
-        for threshold, row in means.iterrows():
-            ax.annotate(str(threshold), (row["share"], row["loss"]), xytext=(5, 4), textcoords="offset points",
-                        fontsize=7, color=color)  # fmt: skip
+        for (share, loss), part in means.groupby(["share", "loss"]):
+            text = ", ".join(str(threshold) for threshold in part["threshold"])
+            on_the_right = share > _RIGHT
+            ax.annotate(text, (share, loss), xytext=(-5 if on_the_right else 5, 5), textcoords="offset points",
+                        ha="right" if on_the_right else "left", fontsize=7, color=color)  # fmt: skip
     for axis in (ax.xaxis, ax.yaxis):
-        axis.set_major_formatter(PercentFormatter(1.0, decimals=None))
-    ax.set_xlim(0, 1.05)
-    ax.set_ylim(bottom=0)
-    ax.margins(y=0.12)
+        axis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    top = max(ax.get_ylim()[1], 0.01)
+    ax.set_ylim(-0.04 * top, 1.05 * top)
+    ax.set_xlim(0, 1.03)
     ax.set_xlabel("trials that are still measured (mean)")
     ax.set_ylabel("slower than without stopping (mean)")
     tidy(ax, "both")
@@ -84,8 +87,8 @@ def arm_ends(found: pd.DataFrame, least_us: float, *, ax: Axes | None = None) ->
         part = ends.loc[arm]
         ratios = np.sort(part["best_us"].to_numpy() / least_us)
         heights = place + np.linspace(-_SPREAD, _SPREAD, len(ratios)) * (len(ratios) > 1)
-        ax.plot(ratios, heights, "o", color=color, ms=5, alpha=0.55, mew=0, zorder=3)
-        ax.plot(np.full(2, np.median(ratios)), place + np.array([-0.3, 0.3]), color=color, lw=2.2, zorder=4)
+        ax.plot(ratios, heights, "o", color=color, ms=5, alpha=0.8, mec="white", mew=0.4, zorder=4)
+        ax.plot(np.full(2, np.median(ratios)), place + np.array([-0.36, 0.36]), color=color, lw=7, alpha=0.25, zorder=3)
         ax.text(1.01, place, f"{part['trials'].median():,.0f} trials", transform=ax.get_yaxis_transform(),
                 va="center", fontsize=8, color=GREY)  # fmt: skip
     ax.axvline(1.0, color=GREY, lw=1.0, ls=(0, (5, 2)))
