@@ -39,8 +39,7 @@ def of_replay(found: pd.DataFrame, exhausted: bool = False) -> pd.DataFrame:
 def of_report() -> pd.DataFrame:
     """The searches of the published report by Ansor: those of resnet50 and alexnet, whose logs there are."""
     trials = published.table("trials").query("phase == 'ansor'").sort_values("trial", kind="stable")
-    names = [trials["run"], trials["model"], trials["workload_index"].astype(str)]
-    trials["search"] = names[0].str.cat(names[1:], sep=" ")
+    trials["search"] = trials["run"] + " " + trials["model"] + " " + trials["workload_index"].astype(str)
     trials["best_us"] = trials.groupby("search")["latency_s"].cummin().groupby(trials["search"]).ffill() * 1e6
     return _searches(trials)
 

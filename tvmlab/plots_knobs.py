@@ -57,7 +57,8 @@ def stopping_costs(frames: Mapping[str, pd.DataFrame], *, ax: Axes | None = None
     for color, (name, frame) in zip(cycle(COLORS), frames.items()):
         means = frame.groupby("threshold")[["share", "loss"]].mean().reset_index()
         ax.plot(means["share"], means["loss"], "o-", color=color, lw=1.4, ms=5, label=name, zorder=3)
-        for (share, loss), part in means.groupby(["share", "loss"]):
+        for _, part in means.groupby(["share", "loss"]):
+            share, loss = float(part["share"].iloc[0]), float(part["loss"].iloc[0])
             text = ", ".join(str(threshold) for threshold in part["threshold"])
             on_the_right = share > _RIGHT
             ax.annotate(text, (share, loss), xytext=(-5 if on_the_right else 5, 5), textcoords="offset points",

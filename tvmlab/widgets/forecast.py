@@ -21,6 +21,8 @@ from tvmlab.widgets.style import action_button, error_html, note_html
 
 __all__ = ["Forecast", "forecast_html"]
 
+_STALE = "This was estimated for other settings; Estimate does it again."
+
 
 class Forecast(widgets.VBox):
     """The result of `tvmlab.estimate_time`, and the button that asks for it.
@@ -34,12 +36,13 @@ class Forecast(widgets.VBox):
         self._runs_dir = runs_dir
         self._of: Experiment | None = None  # what the text is about
         self._now: Experiment | None = None
+        self._said = note_html("Estimate says how long this takes, and which earlier records count.")
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self.button = action_button(
             "Estimate", "clock-o", "How long this takes at most, and which earlier records count"
         )
-        self.text = widgets.HTML(note_html("Estimate says how long this takes, and which earlier records count."))
+        self.text = widgets.HTML(self._said)
         super().__init__([self.text])
         self.button.on_click(lambda _: self.begin())
 
@@ -86,14 +89,15 @@ class Forecast(widgets.VBox):
 
     def _show(self, experiment: Experiment | None, text: str) -> None:
         with self._lock:
-            self._of, self.text.value = experiment, f"<div class='tvmlab-card tvmlab-wide'>{text}</div>"
+            self._of, self._said = experiment, f"<div class='tvmlab-card tvmlab-wide'>{text}</div>"
             self._mark()
 
     def _mark(self) -> None:
-        """Called with the lock held."""
+        """Show what was said; called with the lock held."""
         is_stale = self._of is not None and self._of != self._now
-        (self.text.add_class if is_stale else self.text.remove_class)("tvmlab-stale")
-        self.button.description = "Estimate again" if is_stale else "Estimate"
+        self.text.value = (
+            (note_html(_STALE) + f"<div class='tvmlab-stale'>{self._said}</div>") if is_stale else self._said
+        )
 
 
 def forecast_html(found: TimeEstimate) -> str:

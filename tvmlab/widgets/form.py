@@ -173,6 +173,7 @@ class Form(widgets.VBox):
             self.preset.value = AS_BELOW
         self._about.value = note_html(PRESETS.get(self.preset.value, _AS_BELOW_HELP))
         self.problem.value = error_html(problem)
+        self.problem.layout.display = "" if problem else "none"
         code = "" if found is None else f"<pre style='white-space:pre-wrap'>{html.escape(self.code())}</pre>"
         self._code.value = code or error_html(problem)
         is_running = self.monitor.status == "running"
@@ -193,4 +194,5 @@ def _preset_control() -> widgets.ToggleButtons:
         layout={"flex": "0 0 auto"},
     )
     control.style.button_width = "92px"
+    control.add_class("tvmlab-preset")
     return control

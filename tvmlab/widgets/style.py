@@ -17,6 +17,9 @@ STYLE = """<style>
 .tvmlab-heading { font-weight: 600; letter-spacing: .02em; line-height: 28px; }
 .tvmlab-bar { height: 4px; border-radius: 2px; background: var(--jp-border-color2, #e0e0e0); margin: 4px 0 2px; }
 .tvmlab-bar > div { height: 4px; border-radius: 2px; }
+.tvmlab-card .jupyter-widget-tab > .widget-tab-contents { border-width: 1px 0 0; padding: 8px 0 0; }
+.tvmlab-card .jupyter-widget-tab > .lm-TabBar .lm-TabBar-tab { flex: 0 1 auto; }
+.tvmlab-preset .widget-toggle-button.mod-active { background: #1565c0; color: white; box-shadow: none; }
 .tvmlab-stale { opacity: .45; }
 .tvmlab-table { border-collapse: collapse; line-height: 1.5; font-size: var(--jp-ui-font-size1, 13px); }
 .tvmlab-table th { position: sticky; top: 0; background: var(--jp-layout-color0, white); font-weight: 600; }
