@@ -211,9 +211,7 @@ def _carry_out(replay: ReplaySpace, step: AutoTVM, seed: int, past: Sequence[Tri
     """One task of a run: as in tvmlab.loop a batch is chosen before the answers to the one before it are known."""
     key, name = replay.space.task_key, replay.name
     past = past if step.reuse else []
-    best = min(
-        (trial for trial in past if trial.latency_s is not None), key=lambda trial: trial.samples_s, default=None
-    )
+    best = min((trial for trial in past if trial.ok), key=lambda trial: trial.latency_s or math.inf, default=None)
     again = [replace(best, strategy=PAST)] if best else []
     plan = planned(step, (), {key: past_of(past)}, {key} if best else set()) if past else Plan.afresh(step, [key])
     info = TaskInfo(key, name, name, weight=1, flops=0.0, bytes_moved=0.0, tunable=True)

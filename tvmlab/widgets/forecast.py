@@ -95,9 +95,8 @@ class Forecast(widgets.VBox):
     def _mark(self) -> None:
         """Show what was said; called with the lock held."""
         is_stale = self._of is not None and self._of != self._now
-        self.text.value = (
-            (note_html(_STALE) + f"<div class='tvmlab-stale'>{self._said}</div>") if is_stale else self._said
-        )
+        stale = f"{note_html(_STALE)}<div class='tvmlab-stale'>{self._said}</div>"
+        self.text.value = stale if is_stale else self._said
 
 
 def forecast_html(found: TimeEstimate) -> str:
