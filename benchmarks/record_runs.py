@@ -7,7 +7,10 @@ and how long each takes.
 """
 
 import argparse
+import tempfile
 from pathlib import Path
+
+from common import conv_model
 
 import tvmlab
 from tvmlab import Ansor, Droplet, Repeat, Study, Timed, TransferTuning
@@ -17,12 +20,12 @@ from tvmlab.study_length import duration_text
 DATA = Path(__file__).parents[1] / "data" / "recorded_runs"
 
 
-def report_study(seeds):
+def report_study(seeds, work):
     """The report's experiment: three models, all pairs, with and without Droplet on either side."""
     return tvmlab.study_of_the_report(seeds)
 
 
-def ansor_knobs(seeds):
+def ansor_knobs(seeds, work):
     """One model, one knob of Ansor changed at a time, the same trials each."""
     return Study(
         models=["squeezenet"],
@@ -36,12 +39,12 @@ def ansor_knobs(seeds):
     )
 
 
-def budgets(seeds):
+def budgets(seeds, work):
     """One long search, to be cut off at any budget up to its own."""
     return Study(models=["alexnet"], seeds=seeds, arms={"ansor": [Ansor(max_trials=2048)]})
 
 
-def bursts(seeds):
+def bursts(seeds, work):
     """The same time in one go and in bursts; the sources are Ansor's runs of the other model."""
     parts = [Ansor(max_trials=24), TransferTuning("$others:ansor", max_trials=16), Droplet(max_trials=24)]
     return Study(
@@ -59,12 +62,19 @@ def bursts(seeds):
     )
 
 
-STUDIES = {made.__name__: made for made in (report_study, ansor_knobs, budgets, bursts)}
+def knobs(seeds, work):
+    """Ansor with 2,000 trials of one convolution of ResNet-50, without early stopping: what the last thousand bring."""
+    step = Ansor(trials_per_kernel=2000, early_stopping_threshold="100 %")
+    return Study(models=[conv_model(work)], seeds=seeds, arms={"ansor": [step]})
+
+
+STUDIES = {made.__name__: made for made in (report_study, ansor_knobs, budgets, bursts, knobs)}
 
 
 def record(name, seeds, work):
     """Carry the study out and pack it."""
-    done = tvmlab.study(work / name, STUDIES[name](tuple(range(seeds))))
+    work.mkdir(parents=True, exist_ok=True)
+    done = tvmlab.study(work / name, STUDIES[name](tuple(range(seeds)), work))
     if done.problems:
         raise SystemExit("\n".join(done.problems))
     note = f"benchmarks/record_runs.py {name} --seeds {seeds}: {STUDIES[name].__doc__}"
@@ -80,8 +90,9 @@ if __name__ == "__main__":
     parser.add_argument("--list", action="store_true")
     given = parser.parse_args()
     if given.list or given.name is None:
-        for known, made in STUDIES.items():
-            length = duration_text(length_s(made(tuple(range(given.seeds)))))
-            print(f"{known}: {made.__doc__} {given.seeds} seeds take about {length}.")
+        with tempfile.TemporaryDirectory() as scratch:
+            for known, made in STUDIES.items():
+                length = duration_text(length_s(made(tuple(range(given.seeds)), Path(scratch))))
+                print(f"{known}: {made.__doc__} {given.seeds} seeds take about {length}.")
     else:
         record(given.name, given.seeds, given.work)

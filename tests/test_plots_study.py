@@ -168,6 +168,11 @@ def test_tuner_curves_against_time_and_as_multiples(ax):
     assert line.get_ydata()[-1] == pytest.approx(6.0 / 5.0) and line.get_xdata()[-1] == 6.0
 
 
+def test_tuner_curves_of_arms(ax):
+    tuner_curves(searches().rename(columns={"tuner": "arm"}), ax=ax)
+    assert [line.get_label() for line in ax.lines] == ["t", "u"]
+
+
 def test_tuner_curves_refuse_what_they_cannot_draw():
     with pytest.raises(InputError, match="cannot run by 'seconds'"):
         tuner_curves(searches(), x="seconds")

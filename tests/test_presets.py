@@ -92,6 +92,7 @@ def test_what_is_reused_takes_no_time(tiny_onnx, tiny_tasks, make_run, cpu):
     found = estimate_time(asked, run.path.parent)
     assert (found.trials, found.reused) == (20 + 2, 60)
     assert "beside 60 of earlier runs" in str(found)
+    assert found.past["ansor"].tolist() == [30, 30] and set(found.past["runs"]) == {run.id}
     afresh = estimate_time(asked.afresh(), run.path.parent)
     assert (afresh.trials, afresh.reused) == (80, 0)
     assert [path.name for path in run.path.parent.iterdir()] == [run.id]  # nothing was written
@@ -123,3 +124,4 @@ def test_layouts_that_are_reused_take_no_time(tiny_onnx, tiny_model, tmp_path, c
     folder.write_state(replace(folder.state, status="done"))
     found, plain = (estimate_time(each, tmp_path) for each in (asked, asked.afresh()))
     assert found.trials % 10 == 0 and found.trials < plain.trials
+    assert (found.layouts, plain.layouts) == (folder.id, "")

@@ -33,7 +33,7 @@ SMALL = {"population": 16, "generations": 1}
 
 
 def budget(step, past, before=(), again=()):
-    return reuse._plan(step, before, past, set(again))
+    return reuse.planned(step, before, past, set(again))
 
 
 def test_what_earlier_runs_spent_on_each_task_counts_for_ansor():

@@ -10,7 +10,9 @@ import pytest
 
 from tvmlab.core import Candidate, InputError, RecordError
 from tvmlab.descent import of_trials
-from tvmlab.simulation import descend, recorded_space, recorded_spaces, simulate
+from tvmlab.experiment import AutoTVM
+from tvmlab.gains import early_stops, of_replay
+from tvmlab.simulation import descend, recorded_space, recorded_spaces, simulate, simulate_steps
 from tvmlab.strategies import TUNERS
 
 # 4 x 3 points with one valley, at a=4 and b=20; the last two points are a failure and not valid.
@@ -139,3 +141,75 @@ def test_the_spaces_that_came_with_the_project():
         assert row["times"] == (not np.isnan(found.run_s).all())
         assert isnan(found.run_s[0]) or found.run_s[0] > 0
         assert found.about["unit"] == "us"
+
+
+# Steps as a run carries them out
+
+
+def steps(path, past=None, seeds=0, **knobs):
+    return simulate_steps(path, {"step": AutoTVM(**knobs)}, seeds, past)
+
+
+def test_a_step_measures_what_it_was_asked_and_no_more_than_there_is(path):
+    assert len(steps(path, kernel_trials=7)) == 7
+    whole = steps(path, kernel_trials=500, early_stopping_threshold="100 %", seeds=range(2))
+    assert whole.groupby("seed").size().tolist() == [11, 11] and whole["point"].nunique() == 11
+    assert whole.columns.tolist() == [
+        "arm", "seed", "trial", "strategy", "point", "status", "latency_us", "best_us", "elapsed_s"
+    ]  # fmt: skip
+    assert steps(path, kernel_trials=7, max_trials=3)["trial"].tolist() == [1, 2, 3]
+
+
+def test_the_batch_under_way_is_not_known_when_the_next_is_chosen(path, monkeypatch):
+    asked, told = [], []
+    tuner = TUNERS["random"]
+    monkeypatch.setattr(tuner, "ask", lambda self, count, ask=tuner.ask: asked.append(count) or ask(self, count))
+    monkeypatch.setattr(
+        tuner, "tell", lambda self, given, trials, tell=tuner.tell: told.append(len(asked)) or tell(self, given, trials)
+    )
+    steps(path, kernel_trials=8, tuner="random", batch_size=4)
+    assert asked == [4, 4, 3]  # the template's first point comes alone
+    assert told == [2, 3, 3]  # each batch is asked for before the one before it is told
+
+
+@pytest.mark.parametrize("threshold", [3, 20, "10 %"])
+def test_early_stopping_ends_a_step_within_two_batches(threshold):
+    found = simulate_steps(
+        "conv3x3_64x28",
+        {"step": AutoTVM(kernel_trials=200, tuner="random", batch_size=8, early_stopping_threshold=threshold)},
+        seeds=range(3),
+    )
+    wanted = 20 if threshold == "10 %" else threshold
+    for _, part in found.groupby("seed"):
+        (stop,) = early_stops(of_replay(part), [wanted])["trials"]
+        assert len(part) < 200 and stop <= len(part) <= stop + 2 * 8
+
+
+def test_what_an_earlier_search_measured_counts_and_its_best_is_measured_again(path):
+    first = steps(path, kernel_trials=5, tuner="random", early_stopping_threshold="100 %", seeds=range(3))
+    second = steps(path, first, kernel_trials=8, early_stopping_threshold="100 %", seeds=range(3))
+    for seed in range(3):
+        before, after = (found[found["seed"] == seed] for found in (first, second))
+        assert len(after) == 1 + 8 - 5
+        assert after["strategy"].iloc[0] == "past" and after["latency_us"].iloc[0] == before["latency_us"].min()
+        assert set(before["point"]).isdisjoint(after["point"].iloc[1:])
+    enough = steps(path, first, kernel_trials=5, early_stopping_threshold="100 %")
+    assert enough["strategy"].tolist() == ["past"]
+    afresh = steps(path, first, kernel_trials=5, reuse=False)
+    assert len(afresh) == 5 and "past" not in set(afresh["strategy"])
+
+
+def test_exploration_is_at_least_so_many_new_trials_of_which_some_start_at_random(space):
+    first = steps(space, kernel_trials=4, tuner="random")
+    arms = {name: AutoTVM(kernel_trials=4, exploration_trials=6, random_trials=count, tuner="grid")
+            for name, count in (("grid", 0), ("random", 6))}  # fmt: skip
+    found = simulate_steps(space, arms, past=first)
+    assert found.groupby("arm").size().tolist() == [7, 7]  # the best again, and six
+    points = {name: part["point"].tolist()[1:] for name, part in found.groupby("arm")}
+    assert points["grid"] == sorted(points["grid"]) != points["random"]
+
+
+def test_the_past_of_two_arms_is_refused(path):
+    first = steps(path, kernel_trials=2)
+    with pytest.raises(InputError, match="several arms"):
+        steps(path, pd.concat([first, first.assign(arm="other")]))

@@ -15,7 +15,8 @@ from tvmlab.core import InputError, RunError, TaskInfo, Trial, TrialStatus
 from tvmlab.experiment import Ansor, AutoTVM, Experiment, LayoutTuning, Measure, unit_of
 from tvmlab.records import RunFolder, TrialWriter
 from tvmlab.widgets import monitor as monitor_module
-from tvmlab.widgets.form import Form, step_classes
+from tvmlab.widgets.form import Form
+from tvmlab.widgets.groups import step_classes
 from tvmlab.widgets.monitor import Monitor
 
 running = importlib.import_module("tvmlab.run")

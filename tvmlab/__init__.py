@@ -63,6 +63,7 @@ _PUBLIC = {
     "runs": "run",
     "similarity": "similarity",
     "simulate": "simulation",
+    "simulate_steps": "simulation",
     "study": "study",
     "study_of_the_report": "study_design",
     "target": "targets",
@@ -72,7 +73,7 @@ _PUBLIC = {
     "tune": "run",
     "why_layout": "layout_choice",
 }
-_MODULES = ("claims", "descent", "frames", "plots", "published", "stats")
+_MODULES = ("claims", "descent", "frames", "gains", "plots", "published", "stats")
 
 __all__ = [*sorted(_PUBLIC), *_MODULES]
 

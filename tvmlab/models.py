@@ -28,7 +28,7 @@ from tvmlab.core import InputError
 from tvmlab.prepare import op_types, prepare
 from tvmlab.shapes import Shape, check, constants, data_inputs, infer_shapes, set_shapes, shapes_of
 
-__all__ = ["Model", "load_model", "models"]
+__all__ = ["Model", "load_model", "models", "parameters_of"]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -158,6 +158,18 @@ def load_model(
     original, sha256 = _read(Path(text))
     _refuse_unsupported(original, text)
     return _finish(Path(text).stem, original, text, sha256, batch, dims)
+
+
+def parameters_of(name_or_path: str) -> int:
+    """The parameters of a model, as `load_model` says; a zoo model's weights are not made for it, which takes seconds.
+
+    Raises what `load_model` raises.
+
+    >>> parameters_of("resnet18")
+    11689512
+    """
+    name = zoo.ALIASES.get(name_or_path, name_or_path)
+    return int(_zoo_row(name)["parameters"]) if name in zoo.ZOO else load_model(name_or_path).parameters
 
 
 def _finish(

@@ -21,16 +21,16 @@ _GRID = 200  # places on a time axis at which the searches are read off
 def tuner_curves(
     frame: pd.DataFrame, *, x: str = "trial", least_us: float | None = None, ax: Axes | None = None
 ) -> Axes:
-    """Best latency so far against trials or charged seconds, for a frame of `tvmlab.simulate`.
+    """Best latency so far against trials or charged seconds, for a frame of `tvmlab.simulate` or `simulate_steps`.
 
-    A line is the median over the seeds, its band the middle half of them. `least_us` is the best point of the space:
-    with it the latency is drawn as a multiple of that. Raises InputError for another `x`, or for `"elapsed_s"` where
-    the times were not recorded.
+    A line is a tuner or arm, the median over the seeds, its band the middle half of them. `least_us` is the best point
+    of the space: with it the latency is drawn as a multiple of that. Raises InputError for another `x`, or for
+    `"elapsed_s"` where the times were not recorded.
     """
     bands = tuner_bands(frame, x)
     scale = 1.0 if least_us is None else least_us
     ax = ax if ax is not None else new_axes()
-    for color, (name, band) in zip(cycle(COLORS), bands.groupby("tuner", sort=False)):
+    for color, (name, band) in zip(cycle(COLORS), bands.groupby(_kind(frame), sort=False)):
         ax.fill_between(
             band["x"], band["low"] / scale, band["high"] / scale, step="post", color=color, alpha=0.15, lw=0
         )
@@ -55,7 +55,7 @@ def tuner_curves(
 
 
 def tuner_bands(frame: pd.DataFrame, x: str = "trial") -> pd.DataFrame:
-    """What `tuner_curves` draws: tuner, x, median, low, high (quartiles over the seeds, us).
+    """What `tuner_curves` draws: tuner (or arm), x, median, low, high (quartiles over the seeds, us).
 
     A line begins where every seed has a valid trial; a search that ended keeps its best.
     """
@@ -63,8 +63,8 @@ def tuner_bands(frame: pd.DataFrame, x: str = "trial") -> pd.DataFrame:
         raise InputError(f"a curve cannot run by {x!r}", remedy="x is 'trial' or 'elapsed_s'")
     if frame[x].isna().any():
         raise InputError("the times of this space were not recorded", remedy="draw by 'trial', or record it again")
-    parts = []
-    for name, part in frame.groupby("tuner", sort=False):
+    parts, kind = [], _kind(frame)
+    for name, part in frame.groupby(kind, sort=False):
         searches = [search.dropna(subset="best_us") for _, search in part.groupby("seed")]
         start, end = max(search[x].iloc[0] for search in searches), max(search[x].iloc[-1] for search in searches)
         places = np.arange(start, end + 1) if x == "trial" else np.linspace(start, end, _GRID)
@@ -72,5 +72,10 @@ def tuner_bands(frame: pd.DataFrame, x: str = "trial") -> pd.DataFrame:
             search["best_us"].to_numpy()[np.searchsorted(search[x], places, side="right") - 1] for search in searches
         ]
         low, median, high = np.quantile(values, [0.25, 0.5, 0.75], axis=0)
-        parts.append(pd.DataFrame({"tuner": name, "x": places, "median": median, "low": low, "high": high}))
+        parts.append(pd.DataFrame({kind: name, "x": places, "median": median, "low": low, "high": high}))
     return pd.concat(parts, ignore_index=True)
+
+
+def _kind(frame: pd.DataFrame) -> str:
+    """The column that names a line."""
+    return "arm" if "arm" in frame else "tuner"

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from tvmlab.columns import TrialReader
-from tvmlab.core import InputError, Packing
+from tvmlab.core import InputError, Packing, TaskInfo
 from tvmlab.earlier import ended
 from tvmlab.experiment import Ansor, AutoTVM, Experiment, LayoutTuning
 from tvmlab.layout_plan import LayoutPlan, Packed, described
@@ -21,13 +21,19 @@ from tvmlab.overview import tasks_of
 from tvmlab.records import default_runs_dir
 from tvmlab.reuse import Reuse
 from tvmlab.run import best
+from tvmlab.store import noted_frame
 from tvmlab.study_length import START_S, TRIALS_PER_S, duration_text
 from tvmlab.targets import Target
 from tvmlab.targets import target as named_target
 
 __all__ = ["PRESETS", "TimeEstimate", "estimate_time", "preset", "presets"]
 
-PRESETS = ("fast", "default", "max")
+# name -> what it is, in a sentence
+PRESETS = {
+    "fast": "Fast kernels within minutes.",
+    "default": "The same search with its engine's default budget.",
+    "max": "Both engines, 3,000 trials a task each, no early stopping; the faster schedule of each task is kept.",
+}
 _MAX_TRIALS = 3000
 _MAX_RANDOM = 500
 _ENOUGH = 20  # trials of a kind of step in a past run that say how fast these are
@@ -76,12 +82,17 @@ class TimeEstimate:
 
     `reused` are trials of earlier runs that it counts on. `basis` says, for each kind of step, at how many trials a
     second, and whether past runs on this machine say so. Early stopping and small spaces end it sooner.
+
+    `layouts` is the earlier run whose layouts it takes ("": none), `past` what it takes of each task, one row a task:
+    the columns of `tvmlab.reused` but the last.
     """
 
     seconds: float
     trials: int
     reused: int
     basis: str
+    layouts: str = ""
+    past: pd.DataFrame = field(default_factory=pd.DataFrame, compare=False, repr=False)
 
     def __str__(self) -> str:
         reused = f" beside {self.reused:,} of earlier runs" if self.reused else ""
@@ -97,8 +108,9 @@ def presets(model: str, target: str = "auto", runs_dir: str | Path | None = None
     for name in PRESETS:
         asked = preset(name, model, target)
         found = estimate_time(asked, runs_dir)
-        shown = {"preset": name, "steps": " > ".join(step.code() for step in asked.steps), **vars(found)}
-        rows.append(shown | {"time": duration_text(found.seconds)})
+        shown = {"preset": name, "steps": " > ".join(step.code() for step in asked.steps)}
+        numbers = {each: getattr(found, each) for each in ("trials", "reused", "seconds", "basis")}
+        rows.append(shown | numbers | {"time": duration_text(found.seconds)})
     columns = ["preset", "steps", "trials", "reused", "seconds", "time", "basis"]
     return pd.DataFrame(rows, columns=columns).set_index("preset")
 
@@ -114,22 +126,24 @@ def estimate_time(experiment: Experiment, runs_dir: str | Path | None = None) ->
     target = named_target(experiment.target)
     rates = _rates(experiment, target, parent)
     reuse = Reuse.forecast(experiment, parent, target.attrs)
-    trials = _trials(experiment, target, reuse)
+    trials, tasks, layouts = _asked(experiment, target, reuse)
     stages = experiment.stages
     seconds = START_S + sum(count / rates[step.kind][0] for step, count in zip(stages, trials, strict=True))
     limited = min(seconds, experiment.time_limit_s or seconds)
     kinds = dict.fromkeys(step.kind for step in stages)
     basis = ", ".join(f"{kind} {rates[kind][0]:.2g} trials/s ({rates[kind][1]})" for kind in kinds)
-    return TimeEstimate(limited, sum(trials), reuse.counted, basis)
+    past = noted_frame(reuse.noted, tasks)
+    return TimeEstimate(limited, sum(trials), reuse.counted, basis, layouts, past)
 
 
-def _trials(experiment: Experiment, target: Target, reuse: Reuse) -> list[int]:
-    """The trials of each stage, at the most."""
+def _asked(experiment: Experiment, target: Target, reuse: Reuse) -> tuple[list[int], list[TaskInfo], str]:
+    """The trials of each stage, at the most; the tasks; the earlier run whose layouts are taken, if one is."""
     model = load_model(experiment.model, batch=experiment.batch, seed=experiment.seed, dims=experiment.dims)
     first = experiment.stages[0]
-    layouts = 0
+    layouts, taken = 0, ""
     if isinstance(first, LayoutTuning) and (chosen := reuse.layouts(first, list(map(described, sites(model))))):
-        packings = {row["site"]: Packing.parse(row["packing"]) for row in chosen[1]["sites"]}
+        taken, assignment = chosen
+        packings = {row["site"]: Packing.parse(row["packing"]) for row in assignment["sites"]}
         found = Packed(model, target, {site: packing for site, packing in packings.items() if packing.block}).tasks
     elif isinstance(first, LayoutTuning):
         plan = _layout_plan(model, target, first)
@@ -138,12 +152,14 @@ def _trials(experiment: Experiment, target: Target, reuse: Reuse) -> list[int]:
     else:
         packed = target.kind == "llvm" and any(isinstance(step, AutoTVM) for step in experiment.stages)
         found = tasks_of(model, target, "auto" if packed else "NCHW")
-    keys = [task.key for task in found if task.info.tunable and task.info.weight > 0]
+    tasks = [task.info for task in found if task.info.tunable and task.info.weight > 0]
+    keys = [info.key for info in tasks]
     reuse.take(keys)
-    return [
+    trials = [
         layouts if isinstance(step, LayoutTuning) else reuse.plan(number, keys).total
         for number, step in enumerate(experiment.stages)
     ]
+    return trials, tasks, taken
 
 
 def _layout_plan(model: Model, target: Target, step: LayoutTuning) -> LayoutPlan:

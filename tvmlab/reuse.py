@@ -20,7 +20,8 @@ from tvmlab.earlier import ended
 from tvmlab.experiment import Ansor, AutoTVM, Experiment, LayoutTuning
 from tvmlab.records import RunFolder
 
-__all__ = ["PAST", "REUSE_FILE", "Best", "Past", "Plan", "Reuse", "begin", "said_of_reuse", "take_layouts"]
+__all__ = ["PAST", "REUSE_FILE", "Best", "Past", "Plan", "Reuse", "begin", "past_of", "planned",
+           "said_of_reuse", "take_layouts"]  # fmt: skip
 
 REUSE_FILE = "reuse.json"
 PAST = "past"  # the strategy of trials that measure the best schedule of earlier runs again
@@ -157,6 +158,11 @@ class Reuse:
         return None
 
     @property
+    def noted(self) -> Mapping[str, Any]:
+        """What reuse.json holds now."""
+        return self._file
+
+    @property
     def counted(self) -> int:
         """How many trials of earlier runs count for the steps that reuse."""
         return _counted(self._experiment, self._file)
@@ -200,7 +206,7 @@ class Reuse:
         before = [stage for stage in stages[:number] if isinstance(stage, type(step)) and stage.reuse]
         is_first = not any(isinstance(stage, _ENGINES) and stage.reuse for stage in stages[:number])
         again = {key for key in keys if is_first and self._file["tasks"].get(key, {}).get("best")}
-        return _plan(step, before, {key: self._of(key, step.kind) for key in keys}, again)
+        return planned(step, before, {key: self._of(key, step.kind) for key in keys}, again)
 
     def _of(self, key: str, engine: str) -> Past:
         return Past(**self._file["tasks"].get(key, {}).get(engine, {}))
@@ -210,8 +216,13 @@ def _sites(assignment: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [(row["site"], row["about"]) for row in assignment["sites"]]
 
 
-def _plan(step: Ansor | AutoTVM, before: Sequence[Ansor | AutoTVM], past: Mapping[str, Past], again: set[str]) -> Plan:
-    """The plan of a step, where earlier runs have something; the steps `before` it count on the same trials first."""
+def planned(
+    step: Ansor | AutoTVM, before: Sequence[Ansor | AutoTVM], past: Mapping[str, Past], again: set[str]
+) -> Plan:
+    """The plan of a step, where earlier runs have something; the steps `before` it count on the same trials first.
+
+    `past` is what they have of each task, `again` the tasks whose best schedule is measured again.
+    """
     tasks = len(past)
     explore = step.exploration_trials if isinstance(step, AutoTVM) else 0
     each = _each(step, tasks)
@@ -289,6 +300,15 @@ class _Records:
             "latency_s": self.best.trial.latency_s,
         }
         return {**{engine: asdict(past) for engine, past in self.past.items()}, "runs": self.runs, "best": best}
+
+
+def past_of(trials: Sequence[Trial]) -> Past:
+    """What the trials of a run with one task and one step, all of them distinct, are to a later run."""
+    records = _Records()
+    for trial in trials:
+        records._count("", trial.latency_s)
+    records.had("", len(trials))
+    return records.past[""]
 
 
 def _read(

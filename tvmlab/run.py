@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from tvmlab.core import InputError, RunError, TvmlabError
 from tvmlab.experiment import Ansor, AutoTVM, Experiment, LayoutTuning, Measure, afresh
 from tvmlab.hardware import require_compiler, require_disk
-from tvmlab.models import load_model
+from tvmlab.models import parameters_of
 from tvmlab.records import RunFolder, default_runs_dir
 from tvmlab.search_process import check_experiment
 from tvmlab.sources import check_sources
@@ -195,7 +195,7 @@ def best(model: str, target: str = "auto", *, time_limit_s: float | None = None,
     measure = Measure()
     if found.kind == "llvm":
         steps = (LayoutTuning(), AutoTVM(kernel_trials=48, early_stopping_threshold=24))
-        weights = _WEIGHT_BYTES * load_model(model, seed=seed).parameters
+        weights = _WEIGHT_BYTES * parameters_of(model)
         measure = Measure(cold_weights=weights > found.details.get("cache_bytes", math.inf))
     return Experiment(model=model, target=target, steps=steps, time_limit_s=time_limit_s, seed=seed, measure=measure)
 

@@ -7,7 +7,8 @@ candidate that is not in the table is refused.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,13 +17,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from tvmlab.core import Candidate, InputError, RecordError, Trial, TrialStatus
+from tvmlab.core import Candidate, InputError, RecordError, TaskInfo, Trial, TrialStatus
 from tvmlab.datafiles import data_dir
+from tvmlab.experiment import AutoTVM
+from tvmlab.reuse import PAST, Plan, past_of, planned
+from tvmlab.search.allocate import Allocator, fit_template_batches
 from tvmlab.search.droplet import Droplet, Numbered
 from tvmlab.strategies import TUNERS
 from tvmlab.testing import RecordedSpace, spend
 
-__all__ = ["ReplaySpace", "descend", "recorded_space", "recorded_spaces", "simulate"]
+__all__ = ["ReplaySpace", "descend", "recorded_space", "recorded_spaces", "simulate", "simulate_steps"]
 
 
 @dataclass(frozen=True)
@@ -164,6 +168,78 @@ def simulate(
     return pd.concat(parts, ignore_index=True)
 
 
+def simulate_steps(
+    space: str | Path | ReplaySpace,
+    arms: Mapping[str, AutoTVM],
+    seeds: int | Iterable[int] = 0,
+    past: pd.DataFrame | None = None,
+) -> pd.DataFrame:
+    """Carry out steps on a recorded space, each with each seed, as a run does with one task: one row a trial.
+
+    `arms` are the steps by name. Batches, early stopping, exploration and random trials are those of a run, and so is
+    what is made of earlier records: `past` is a frame of an earlier call, and the search with a seed knows its rows of
+    that seed, which must be of one arm. A step that is left nothing to do has no rows.
+
+    Columns: arm, strategy ("past": the best earlier schedule, measured again), and those of `simulate` but the tuner.
+    Raises InputError for an unknown space, or `past` of several arms.
+
+    >>> few = simulate_steps("conv3x3_64x28", {"first": AutoTVM(kernel_trials=40)})
+    >>> more = simulate_steps("conv3x3_64x28", {"second": AutoTVM(kernel_trials=60)}, past=few)
+    >>> len(few), len(more), more["strategy"].iloc[0]
+    (40, 21, 'past')
+    """
+    replay = recorded_space(space)
+    if past is not None and past["arm"].nunique() > 1:
+        raise InputError("the past is of several arms", remedy="pass the rows of one")
+    numbers = [seeds] if isinstance(seeds, int) else list(seeds)
+    parts = []
+    for name, step in arms.items():
+        for seed in numbers:
+            found = _carry_out(replay, step, seed, [] if past is None else _known(replay, past, seed))
+            strategies = [trial.strategy for trial in found]
+            parts.append(_frame(replay, found, seed).assign(arm=name, strategy=strategies))
+    return pd.concat(parts, ignore_index=True)[["arm", *_COLUMNS[:2], "strategy", *_COLUMNS[2:]]]
+
+
+def _known(replay: ReplaySpace, past: pd.DataFrame, seed: int) -> list[Trial]:
+    """The trials of an earlier search, each schedule once."""
+    points = past.loc[past["seed"] == seed, "point"].drop_duplicates()
+    return replay.measure([made for point in points if (made := replay.space.realize(int(point)))], "earlier")
+
+
+def _carry_out(replay: ReplaySpace, step: AutoTVM, seed: int, past: Sequence[Trial]) -> list[Trial]:
+    """One task of a run: as in tvmlab.loop a batch is chosen before the answers to the one before it are known."""
+    key, name = replay.space.task_key, replay.name
+    past = past if step.reuse else []
+    best = min((trial for trial in past if trial.ok), key=lambda trial: trial.latency_s or math.inf, default=None)
+    again = [replace(best, strategy=PAST)] if best else []
+    plan = planned(step, (), {key: past_of(past)}, {key} if best else set()) if past else Plan.afresh(step, [key])
+    info = TaskInfo(key, name, name, weight=1, flops=0.0, bytes_moved=0.0, tunable=True)
+    allocator = Allocator([info], {}, None, step.patience, plan.limits)
+    for before, since in plan.begun.values():
+        allocator.begun(key, before, since)
+    trials = again[: plan.total]
+    for trial in trials:
+        allocator.again(key, trial.latency_s)
+    tuner = TUNERS[step.tuner](replay.space, seed=seed, known=trials, earlier=past)
+    tuner.start_at_random(step.random_trials, step.exploration_trials)
+    first, later = (step.batch_size,) * 2 if step.batch_size else fit_template_batches(plan.total, tasks=1)
+    left, under_way = plan.total - len(trials), list[Candidate]()
+    while True:
+        room = min(left, allocator.room(key)) if allocator.next_task() else 0
+        following = tuner.ask(int(min(room, first if allocator.is_fresh(key) else later))) if room > 0 else []
+        allocator.begin(key, len(following))
+        left -= len(following)
+        if under_way:
+            answers = replay.measure(under_way, tuner.name)
+            allocator.record(key, [trial.latency_s for trial in answers])
+            tuner.tell(under_way, answers)
+            trials += answers
+        if not (following or under_way):
+            return trials
+        under_way = following
+
+
 def descend(
     space: str | Path | ReplaySpace, start: int | None = None, *, trials: int = 200, seed: int = 0
 ) -> list[Trial]:
@@ -189,12 +265,20 @@ def descend(
     return [replace(trial, trial=number) for number, trial in enumerate(found, start=1)]
 
 
+_COLUMNS = ["seed", "trial", "point", "status", "latency_us", "best_us", "elapsed_s"]
+
+
 def _search(replay: ReplaySpace, name: str, trials: int, seed: int) -> pd.DataFrame:
     found = spend(TUNERS[name](replay.space, seed=seed), trials, replay.measure)
-    latency_us = np.array([np.nan if trial.latency_s is None else trial.latency_s * 1e6 for trial in found])
+    return _frame(replay, found, seed).assign(tuner=name)[["tuner", *_COLUMNS]]
+
+
+def _frame(replay: ReplaySpace, found: Sequence[Trial], seed: int) -> pd.DataFrame:
+    latency_us = np.array(
+        [np.nan if trial.latency_s is None else trial.latency_s * 1e6 for trial in found], dtype=float
+    )
     return pd.DataFrame(
         {
-            "tuner": name,
             "seed": seed,
             "trial": np.arange(1, len(found) + 1),
             "point": [trial.decisions[0] for trial in found],
@@ -202,5 +286,6 @@ def _search(replay: ReplaySpace, name: str, trials: int, seed: int) -> pd.DataFr
             "latency_us": latency_us,
             "best_us": np.fmin.accumulate(latency_us),
             "elapsed_s": np.cumsum([replay.charged_s(trial) for trial in found]),
-        }
+        },
+        columns=_COLUMNS,
     )

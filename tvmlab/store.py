@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from tvmlab.targets import Target
 from tvmlab.targets import target as named_target
 from tvmlab.tasks import Task
 
-__all__ = ["delete_runs", "past", "reused"]
+__all__ = ["delete_runs", "noted_frame", "past", "reused"]
 
 
 def past(
@@ -55,20 +55,27 @@ def reused(run: str | Path | RunFolder | Any) -> pd.DataFrame:
     failed). Raises RecordError for what is no run.
     """
     folder = RunFolder.open(getattr(run, "folder", run))
-    noted = folder.read_json(REUSE_FILE, missing={"tasks": {}})["tasks"]
+    noted = folder.read_json(REUSE_FILE, missing={"tasks": {}})
     now = {trial.key: trial.latency_s for trial in folder.trials() if trial.strategy == PAST}
+    frame = noted_frame(noted, folder.tasks)
+    best = [noted["tasks"][key]["best"] or {} for key in frame["task_key"]]
+    frame["now_us"] = pd.Series([now.get(known.get("key", "")) for known in best], dtype=float) * 1e6
+    return frame
+
+
+def noted_frame(noted: Mapping[str, Any], tasks: Iterable[TaskInfo]) -> pd.DataFrame:
+    """The columns of `reused` but the last, from what reuse.json holds and what is known of the run's tasks."""
     rows = []
-    for info in folder.tasks:
-        if info.key in noted:
-            found, best = noted[info.key], noted[info.key]["best"] or {}
+    for info in tasks:
+        if info.key in noted["tasks"]:
+            found, best = noted["tasks"][info.key], noted["tasks"][info.key]["best"] or {}
             counts = {engine: found.get(engine, {}).get("trials", 0) for engine in ("ansor", "autotvm")}
             row = {"task": info.name, "task_key": info.key, **counts, "runs": ", ".join(found["runs"])}
             row |= {"best_run": best.get("run", ""), "best_trial": best.get("trial")}
-            rows.append(row | {"then_us": best.get("latency_s"), "now_us": now.get(best.get("key", ""))})
-    columns = ["task", "task_key", "ansor", "autotvm", "runs", "best_run", "best_trial", "then_us", "now_us"]
+            rows.append(row | {"then_us": best.get("latency_s")})
+    columns = ["task", "task_key", "ansor", "autotvm", "runs", "best_run", "best_trial", "then_us"]
     frame = pd.DataFrame(rows, columns=columns).astype({"best_trial": "Int64"})
-    for name in ("then_us", "now_us"):
-        frame[name] = frame[name].astype(float) * 1e6
+    frame["then_us"] = frame["then_us"].astype(float) * 1e6
     return frame
 
 

@@ -252,3 +252,11 @@ def test_notebook_01_runs_and_its_form_starts_shows_and_stops_a_search(page, tmp
     expect(button(form, "Resume")).to_be_enabled()
     form.locator("img.widget-image").scroll_into_view_if_needed()
     page.screenshot(path=SHOTS / "browser-stopped.png")
+
+    form.locator(".widget-toggle-button", has_text="fast").click()
+    expect(form.locator(".lm-TabBar-tab", has_text="2 AutoTVM")).to_be_visible(timeout=SLOW_S * 1e3)
+    button(form, "Estimate").click()
+    said = form.get_by_text(re.compile(r"At most about .* for [\d,]+ trials"))
+    expect(said).to_be_visible(timeout=SLOW_S * 1e3)
+    said.scroll_into_view_if_needed()
+    page.screenshot(path=SHOTS / "browser-estimate.png")

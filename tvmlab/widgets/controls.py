@@ -15,7 +15,7 @@ from traitlets import Unicode, dlink
 
 from tvmlab.core import InputError
 from tvmlab.experiment import Options, unit_of
-from tvmlab.widgets.monitor import error_html, note_html
+from tvmlab.widgets.style import error_html, note_html
 
 __all__ = ["INPUT", "Choice", "Knob", "labelled"]
 
@@ -64,10 +64,9 @@ class Knob:
         """What the control says, as the option class takes it."""
         return self._read(self.control.value)
 
-    @property
-    def is_collection(self) -> bool:
-        """Whether the knob is a list or a table, which few experiments need."""
-        return any(typing.get_origin(part) in (tuple, dict) for part in _parts(self._annotation))
+    def fill(self, options: Options) -> None:
+        """Show the value that the field has in other options of the same class."""
+        self.control.value = self._write(getattr(options, self.name))
 
     @property
     def error(self) -> str:
@@ -118,6 +117,7 @@ class _ChoiceBox(widgets.VBox):
     def __init__(self, value: str, choices: Mapping[str, str], other: tuple[str, str]) -> None:
         label, hint = other
         self._choices = choices
+        self._showing = False
         self.menu = widgets.Dropdown(options=[*((name, name) for name in choices), (label, "")], layout=_WIDE)
         self.text = widgets.Text(placeholder=hint, layout={**_WIDE, "display": "none"})
         self.note = widgets.HTML(layout={**_WIDE, "margin": "0 2px 4px 2px"})
@@ -132,14 +132,16 @@ class _ChoiceBox(widgets.VBox):
 
     def _choose(self, _: Any) -> None:
         self.text.layout.display = "none" if self.menu.value else ""
-        self.value = self.menu.value or self.text.value
+        if not self._showing:
+            self.value = self.menu.value or self.text.value
 
     def _show(self, change: Any) -> None:
+        self._showing = True
         if change.new in self._choices:
             self.menu.value = change.new
-        else:  # the text first: while the menu names a value, the text does not count
-            self.text.value = change.new
-            self.menu.value = ""
+        else:
+            self.text.value, self.menu.value = change.new, ""
+        self._showing = False
         note = self._choices.get(change.new, "")
         self.note.value = note_html(note)
         self.note.layout.display = "" if note else "none"

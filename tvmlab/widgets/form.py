@@ -1,47 +1,45 @@
-"""The notebook form: choose a model, a target, a step and its knobs; start a search and watch it.
+"""The notebook form: choose a model, a target, a preset or steps and their knobs; estimate, start, watch.
 
 The form holds display state only: `experiment` is what its controls say, `start()` is
-`tvmlab.tune(experiment)`, and `code()` prints that call.
+`tvmlab.tune(experiment)`, `fill(name)` is `tvmlab.preset(name, ...)`, `estimate()` is
+`tvmlab.estimate_time(experiment)`, and `code()` prints the first of these calls.
 """
 
 from __future__ import annotations
 
 import html
-import typing
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import ipywidgets as widgets
 
 from tvmlab import run as running
-from tvmlab.core import InputError
-from tvmlab.experiment import Experiment, Measure, Options
+from tvmlab.core import InputError, TvmlabError
+from tvmlab.experiment import Experiment, Measure
 from tvmlab.models import models
+from tvmlab.presets import PRESETS, TimeEstimate, preset
 from tvmlab.run import Run
 from tvmlab.targets import targets
-from tvmlab.widgets.controls import INPUT, Choice, Knob, labelled
-from tvmlab.widgets.monitor import Monitor, action_button, error_html
+from tvmlab.widgets.controls import Choice
+from tvmlab.widgets.forecast import Forecast
+from tvmlab.widgets.groups import Group, Steps, every_step_class
+from tvmlab.widgets.monitor import Monitor
+from tvmlab.widgets.style import STYLE, action_button, card, error_html, heading, note_html
 
-__all__ = ["Form"]
+__all__ = ["AS_BELOW", "Form"]
 
-_COLUMN = {"width": "456px", "margin": "0 20px 0 0"}
-
-
-def step_classes() -> tuple[Any, ...]:
-    """The steps an experiment can have, read from the type of `Experiment.steps`."""
-    step = typing.get_args(Experiment.model_fields["steps"].annotation)[0]
-    while typing.get_origin(step) is typing.Annotated:
-        step = typing.get_args(step)[0]
-    return typing.get_args(step) or (step,)
+_COLUMN = "460px"
+_WIDTH = "932px"
+_PRESET = {"align_items": "center", "grid_gap": "10px"}
+AS_BELOW = ""  # the value of the preset's control where the steps below are none
+_AS_BELOW_HELP = "The steps below, as they are set."
 
 
 class Form(widgets.VBox):
     """Tune from a notebook. `Form()` starts from the defaults, `Form(experiment)` from an experiment.
 
-    `experiment` is what the controls say now, `run` the run that is shown, or None. `start()`, `stop()` and
-    `resume()` do what the buttons do; `code()` is the equivalent script. A value that the option classes
-    refuse is refused at its control, with their message, and Start stays disabled.
+    `experiment` is what the controls say now, `run` the run that is shown, or None. `fill()`, `estimate()`, `start()`,
+    `stop()` and `resume()` do what the preset's control and the buttons do; `code()` is the equivalent script. A value
+    that the option classes refuse is refused at its control, with their message, and Start stays disabled.
     """
 
     def __init__(self, experiment: Experiment | None = None, runs_dir: str | Path | None = None) -> None:
@@ -53,29 +51,54 @@ class Form(widgets.VBox):
         attached = {"auto": "", **{target.name: target.label for target in targets()}}
         experiment = experiment or Experiment(model=next(iter(zoo)))
         self.runs_dir = runs_dir
+        self._filled: Experiment | None = None  # the preset that the steps and the measuring were filled from
+        self._filling = True
         self.start_button = action_button("Start", "play", "Tune this experiment", "success")
-        self.own = _Group(experiment, self._refresh)
+        self.own = Group(experiment, self._refresh)
         self.own.replace(Choice(experiment, "model", zoo, ("an .onnx file ...", "path/to/model.onnx")))
         self.own.replace(Choice(experiment, "target", attached, ("another target ...", "its name")))
-        self.steps = [_StepGroup(step, self._refresh) for step in experiment.stages]
-        self.measure = _Group(experiment.measure, self._refresh)
+        self.preset = _preset_control()
+        self.steps = Steps(experiment.steps, self._refresh)
+        self.measure = Group(experiment.measure, self._refresh)
+        self.forecast = Forecast(lambda: self.experiment, runs_dir)
+        self.problem = widgets.HTML()
+        self._about = widgets.HTML()
         self._code = widgets.HTML()
-        self.monitor.buttons.children = (self.start_button, *self.monitor.buttons.children)
-        super().__init__([self._columns(), self._panes(), self.monitor])
-        self.start_button.on_click(lambda _: self.monitor.guard(self.start, "Checking the model and the target."))
-        self.monitor.observe(lambda _: self._refresh(), "status")
+        self.monitor.buttons.children = (self.forecast.button, self.start_button, *self.monitor.buttons.children)
+        above = [widgets.HTML(STYLE), self._preset_row(), self._columns(), self._panes()]
+        super().__init__([*above, self.problem, self.forecast, self.monitor], layout={"grid_gap": "8px"})
+        self._observe()
+        self._filling = False
         self._refresh()
 
     @property
     def experiment(self) -> Experiment:
         """What the controls say. Raises InputError for the first value that is refused."""
-        steps = tuple(step.group.options() for step in self.steps)
-        return self.own.options(steps=steps, measure=self.measure.options())
+        return self.own.options(steps=self.steps.options(), measure=self.measure.options())
 
     @property
     def run(self) -> Run | None:
         """The run that is shown, None before the first Start."""
         return self.monitor.run
+
+    def fill(self, name: str) -> None:
+        """Fill steps and measuring with those of a preset, for the model and the target that are chosen.
+
+        Raises what `tvmlab.preset` raises; then nothing is filled.
+        """
+        found = preset(name, self.own.knobs["model"].value, self.own.knobs["target"].value)
+        self._filling, self._filled = True, found
+        try:
+            self.steps.show(found.steps)
+            self.measure.fill(found.measure)
+            self.preset.value = name
+        finally:
+            self._filling = False
+        self._refresh()
+
+    def estimate(self) -> TimeEstimate:
+        """How long the experiment takes at the most, and what it reuses; shown too. As `tvmlab.estimate_time`."""
+        return self.forecast.estimate()
 
     def start(self) -> Run:
         """Tune what the controls say and follow the run. Raises what `tvmlab.tune` raises."""
@@ -93,10 +116,15 @@ class Form(widgets.VBox):
 
     def code(self) -> str:
         """The Python that does what Start does. Raises InputError for the first value that is refused."""
-        call = self.experiment.code()
-        classes = [cls.__name__ for cls in (*step_classes(), Experiment, Measure)]
-        names = ", ".join(name for name in classes if f"{name}(" in call)
         where = "" if self.runs_dir is None else f", runs_dir={str(self.runs_dir)!r}"
+        if self.preset.value != AS_BELOW:
+            steps = Experiment.model_fields["steps"].default
+            plain = self.experiment.model_copy(update={"steps": steps, "measure": Measure()}).code()
+            call = f"tvmlab.preset({self.preset.value!r}, {plain.removeprefix('Experiment(')}"
+            return f"import tvmlab\n\nrun = tvmlab.tune({call}{where})"
+        call = self.experiment.code()
+        classes = [cls.__name__ for cls in (*every_step_class(), Experiment, Measure)]
+        names = ", ".join(name for name in classes if f"{name}(" in call)
         return f"import tvmlab\nfrom tvmlab import {names}\n\nrun = tvmlab.tune({call}{where})"
 
     def close(self) -> None:
@@ -104,86 +132,67 @@ class Form(widgets.VBox):
         self.monitor.close()
         super().close()
 
+    def _preset_row(self) -> widgets.Box:
+        return card([widgets.HBox([heading("Preset"), self.preset, self._about], layout=_PRESET)], _WIDTH)
+
     def _columns(self) -> widgets.Box:
-        left = widgets.VBox([_heading("Experiment"), self.own.main], layout=_COLUMN)
-        right = widgets.VBox([box for step in self.steps for box in (_heading("Step"), step.main)], layout=_COLUMN)
-        return widgets.HBox([left, right], layout={"flex_flow": "row wrap"})
+        left = card([heading("Experiment"), self.own], _COLUMN)
+        return widgets.HBox([left, card([self.steps], _COLUMN)], layout={"flex_flow": "row wrap", "grid_gap": "12px"})
 
     def _panes(self) -> widgets.Accordion:
-        rest = widgets.VBox([self.own.rest, *(step.rest for step in self.steps)])
-        titles = ("Measuring", "Symbolic dimensions, earlier runs", "The same in code")
-        return widgets.Accordion(
-            [self.measure.main, rest, self._code],
-            titles=titles,
-            layout={"max_width": "932px", "margin": "8px 0"},
-        )
+        titles = ("Measuring: repeats, timeouts, checks", "The same in code")
+        return widgets.Accordion([self.measure, self._code], titles=titles, layout={"max_width": _WIDTH})
+
+    def _observe(self) -> None:
+        self.preset.observe(lambda _: self._choose(), "value")
+        for name in ("model", "target"):
+            self.own.knobs[name].observe(self._choose)
+        self.start_button.on_click(lambda _: self.monitor.guard(self.start, "Checking the model and the target."))
+        self.monitor.observe(lambda _: self._refresh(), "status")
+
+    def _choose(self) -> None:
+        """A preset was chosen, or another model or target while one was."""
+        if self._filling or self.preset.value == AS_BELOW:
+            self._refresh()
+            return
+        try:
+            self.fill(self.preset.value)
+        except TvmlabError as error:  # the model is a path that is still being typed, say
+            self.preset.value = AS_BELOW
+            self._about.value = error_html(str(error))
 
     def _refresh(self) -> None:
-        """Show the equivalent code; allow Start when every value is accepted and nothing runs."""
+        """Show what the controls say together: the code, or what is wrong; which buttons may be pressed."""
+        if self._filling:
+            return
         try:
-            code, accepted = f"<pre style='white-space:pre-wrap'>{html.escape(self.code())}</pre>", True
+            found, problem = self.experiment, ""
         except InputError as error:
-            code, accepted = error_html(str(error)), False
-        self._code.value = code
-        self.start_button.disabled = not accepted or self.monitor.status == "running"
+            found, problem = None, str(error)
+        if self.preset.value != AS_BELOW and (found is None or not self._is_preset(found)):
+            self.preset.value = AS_BELOW
+        self._about.value = note_html(PRESETS.get(self.preset.value, _AS_BELOW_HELP))
+        self.problem.value = error_html(problem)
+        self.problem.layout.display = "" if problem else "none"
+        code = "" if found is None else f"<pre style='white-space:pre-wrap'>{html.escape(self.code())}</pre>"
+        self._code.value = code or error_html(problem)
+        is_running = self.monitor.status == "running"
+        self.start_button.disabled = found is None or is_running
+        self.forecast.button.disabled = found is None or is_running  # it would take a core from what is measured
+        self.forecast.compare(found)
+
+    def _is_preset(self, found: Experiment) -> bool:
+        """Whether what a preset decides is still as it was filled."""
+        return self._filled is not None and (found.steps, found.measure) == (self._filled.steps, self._filled.measure)
 
 
-class _Group:
-    """The controls of one option class: `main` holds its plain knobs, `rest` its lists and tables."""
-
-    def __init__(self, options: Options, changed: Callable[[], Any]) -> None:
-        self._class = type(options)
-        self._changed = changed
-        self.main, self.rest = widgets.VBox(), widgets.VBox()
-        self.knobs: dict[str, Knob] = {}
-        for name, value in options:
-            if name != "kind" and not _is_options(value):
-                self._add(Knob(options, name))
-        self._lay_out()
-
-    def replace(self, knob: Knob) -> None:
-        """Put another control in the place of the one generated from the type."""
-        self._add(knob)
-        self._lay_out()
-
-    def options(self, **more: Any) -> Any:
-        """What the controls say. Raises InputError for the first value that is refused."""
-        return self._class(**{name: knob.value for name, knob in self.knobs.items()}, **more)
-
-    def _add(self, knob: Knob) -> None:
-        self.knobs[knob.name] = knob
-        knob.observe(self._changed)
-
-    def _lay_out(self) -> None:
-        self.main.children = [knob.row for knob in self.knobs.values() if not knob.is_collection]
-        self.rest.children = [knob.row for knob in self.knobs.values() if knob.is_collection]
-
-
-class _StepGroup:
-    """A step: which class, and the controls of that class."""
-
-    def __init__(self, step: Options, changed: Callable[[], Any]) -> None:
-        self._changed = changed
-        self.main, self.rest = widgets.VBox(), widgets.VBox()
-        classes = [(cls.__name__, cls) for cls in step_classes()]
-        self.choice = widgets.Dropdown(options=classes, value=type(step), layout=INPUT)
-        self._show(step)
-        self.choice.observe(self._choose, "value")
-
-    def _choose(self, change: Any) -> None:
-        self._show(change.new())
-        self._changed()
-
-    def _show(self, step: Options) -> None:
-        self.group = _Group(step, self._changed)
-        what = (type(step).__doc__ or "").partition("\n")[0]
-        self.main.children = [labelled("step", self.choice, tooltip=what), *self.group.main.children]
-        self.rest.children = self.group.rest.children
-
-
-def _is_options(value: Any) -> bool:
-    return isinstance(value, Options) or (isinstance(value, tuple) and any(isinstance(v, Options) for v in value))
-
-
-def _heading(text: str) -> widgets.HTML:
-    return widgets.HTML(f"<b>{text}</b>", layout={"margin": "0 0 2px 0"})
+def _preset_control() -> widgets.ToggleButtons:
+    names = [*PRESETS]
+    control = widgets.ToggleButtons(
+        options=[("as below", AS_BELOW), *((name, name) for name in names)],
+        tooltips=[_AS_BELOW_HELP, *PRESETS.values()],
+        layout={"flex": "0 0 auto"},
+    )
+    control.style.button_width = "92px"
+    control.add_class("tvmlab-preset")
+    return control

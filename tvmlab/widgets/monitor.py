@@ -21,8 +21,9 @@ from tvmlab import frames, plots
 from tvmlab import run as running
 from tvmlab.core import RunError, TvmlabError
 from tvmlab.run import Progress, Run
+from tvmlab.widgets.style import COLORS, MUTED, STYLE, action_button, error_html, note_html
 
-__all__ = ["Monitor", "action_button", "error_html", "note_html"]
+__all__ = ["Monitor"]
 
 _LOOK_S = 0.4  # between two looks at the folder: at most 2.5 redraws a second
 _BUSY_SHARE = 0.2  # long runs take longer to read: the watcher sleeps enough to stay under this share of a core
@@ -34,8 +35,6 @@ _CURVE = {
     "height": 3.6,
     "dpi": 144,
 }  # inches; 1.5 pixels a screen pixel, sharp on dense screens
-_MUTED = "#757575"
-_COLORS = {"running": "#1565c0", "done": "#2e7d32", "stopped": "#b26a00", "failed": "#c62828"}
 
 
 class Monitor(widgets.VBox):
@@ -61,7 +60,10 @@ class Monitor(widgets.VBox):
             value=_BLANK_PNG, format="png", layout={"width": "845px", "max_width": "100%", "display": "none"}
         )
         self.table = widgets.HTML()
-        super().__init__([self.buttons, self.message, self.status_line, self.curve, self.table])
+        self.failures = widgets.HTML()
+        self.failed = widgets.Accordion([self.failures], layout={"display": "none", "max_width": "932px"})
+        shown = [self.status_line, self.curve, self.table, self.failed]
+        super().__init__([widgets.HTML(STYLE), self.buttons, self.message, *shown])
         self.stop_button.on_click(lambda _: self.guard(self.stop, "Stopping after the trial under way."))
         self.resume_button.on_click(lambda _: self.guard(self.resume, "Checking the model and the target."))
         self.observe(lambda _: self._apply_status(), "status")
@@ -135,7 +137,9 @@ class Monitor(widgets.VBox):
     def _show(self, run: Run, status: str, ended: threading.Event, redraw: bool) -> None:
         line = _status_html(run.id, run.progress)
         if redraw:
-            curve, table = plots.latency_png(run.folder, **_CURVE), _table_html(frames.tasks(run.folder))
+            tasks = frames.tasks(run.folder)
+            curve, table = plots.latency_png(run.folder, **_CURVE), _table_html(tasks)
+            failures = frames.failures(run.folder) if _may_have_failed(tasks) else pd.DataFrame()
         with self._showing:
             if ended.is_set():
                 return
@@ -143,7 +147,18 @@ class Monitor(widgets.VBox):
             if redraw:
                 self.curve.value, self.table.value = curve, table
                 self.curve.layout.display = ""
+                self._show_failures(failures)
             self.status = status
+
+    def _show_failures(self, failed: pd.DataFrame) -> None:
+        """How many trials failed and how; which, and what to do about them, where it is unfolded."""
+        self.failed.layout.display = "none" if failed.empty else ""
+        if not failed.empty:
+            counts = failed.groupby("status", observed=True)["trials"].sum().sort_values(ascending=False)
+            kinds = ", ".join(f"{count:,} {status}" for status, count in counts.items())
+            total = int(counts.sum())
+            self.failed.titles = [f"{total:,} failed trial{'' if total == 1 else 's'} ({kinds}): what to do"]
+            self.failures.value = _failures_html(failed)
 
 
 def _marks(run: Run) -> tuple[int, ...]:
@@ -164,25 +179,6 @@ def _view(run: Run) -> dict[str, Any]:
 running.view = _view
 
 
-def action_button(text: str, icon: str, tooltip: str, style: str = "") -> widgets.Button:
-    """A button as wide as its neighbours; `style` is one of Jupyter's (`success`, `danger`, ...)."""
-    return widgets.Button(description=text, icon=icon, tooltip=tooltip, button_style=style, layout={"width": "110px"})
-
-
-def error_html(text: str) -> str:
-    """An error message, in red, safe to put into a widget."""
-    return _paragraph(text, _COLORS["failed"])
-
-
-def note_html(text: str) -> str:
-    """A remark, in grey, safe to put into a widget."""
-    return _paragraph(text, _MUTED)
-
-
-def _paragraph(text: str, color: str) -> str:
-    return f"<div style='color:{color};line-height:1.4'>{html.escape(text)}</div>" if text else ""
-
-
 def _status_html(run_id: str, progress: Progress) -> str:
     facts = [f"{progress.trials:,} of {progress.total_trials:,} trials" if progress.total_trials else "preparing"]
     if progress.trials_per_s:
@@ -196,12 +192,21 @@ def _status_html(run_id: str, progress: Progress) -> str:
     facts.append(f"{_duration(progress.elapsed_s)} elapsed")
     if progress.status == "running" and progress.seconds_left is not None:
         facts.append(f"{_duration(progress.seconds_left)} left")
-    color = _COLORS.get(progress.status, "inherit")
+    color = COLORS.get(progress.status, "inherit")
     said = f"<br><span style='color:{color}'>{html.escape(progress.message)}</span>" if progress.message else ""
     return (
-        f"<div style='line-height:1.6'><b style='color:{color}'>● {progress.status}</b> · "
-        f"{' · '.join(facts)}<br><span style='color:{_MUTED}'>run {html.escape(run_id)}</span>{said}</div>"
+        f"<div style='line-height:1.6;max-width:932px'><b style='color:{color}'>● {progress.status}</b> · "
+        f"{' · '.join(facts)}<br><span style='color:{MUTED}'>run {html.escape(run_id)}</span>{said}"
+        f"{_bar_html(progress, color)}</div>"
     )
+
+
+def _bar_html(progress: Progress, color: str) -> str:
+    """How much of the total was measured, as a thin bar."""
+    if not progress.total_trials:
+        return ""
+    part = min(100.0, 100 * progress.trials / progress.total_trials)
+    return f"<div class='tvmlab-bar'><div style='width:{part:.1f}%;background:{color}'></div></div>"
 
 
 def _table_html(tasks: pd.DataFrame) -> str:
@@ -209,17 +214,24 @@ def _table_html(tasks: pd.DataFrame) -> str:
     if tasks.empty:
         return ""
     shown = tasks.sort_values("share", ascending=False, kind="stable")[_COLUMNS]
-    body = shown.to_html(index=False, border=0, na_rep="–", float_format=_number, escape=True, classes="tvmlab-tasks")
-    return f"<div style='max-height:300px;overflow:auto;max-width:932px'>{_TABLE_STYLE}{body}</div>"
+    body = shown.to_html(index=False, border=0, na_rep="–", float_format=_number, escape=True, classes="tvmlab-table")
+    return f"<div class='tvmlab-scroll tvmlab-tasks'>{body}</div>"
 
 
 _COLUMNS = ["task", "kernel_class", "weight", "trials", "failed", "default_us", "best_us", "speedup", "share"]
-_TABLE_STYLE = """<style>
-.tvmlab-tasks { border-collapse: collapse; line-height: 1.5; }
-.tvmlab-tasks th { position: sticky; top: 0; background: var(--jp-layout-color0, white); }
-.tvmlab-tasks th, .tvmlab-tasks td { text-align: right; padding: 1px 8px; white-space: nowrap; }
-.tvmlab-tasks th:nth-child(-n+2), .tvmlab-tasks td:nth-child(-n+2) { text-align: left; }
-</style>"""
+
+
+def _may_have_failed(tasks: pd.DataFrame) -> bool:
+    """Whether some trial failed; an untuned kernel without a latency may have, too."""
+    return bool(tasks["failed"].any() or tasks.loc[tasks["tunable"].astype(bool), "default_us"].isna().any())
+
+
+def _failures_html(failed: pd.DataFrame) -> str:
+    """The failed trials by status and task, with the remedy of each."""
+    shown = failed[["status", "task", "trials", "share", "remedy", "message"]]
+    classes = "tvmlab-table tvmlab-text"
+    body = shown.to_html(index=False, border=0, float_format="{:.0%}".format, escape=True, classes=classes)
+    return f"<div class='tvmlab-scroll'>{body}</div>"
 
 
 def _number(value: float) -> str:

@@ -1,0 +1,140 @@
+"""What further trials gain, early stopping after the fact, and the figures of both."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.figure import Figure
+
+from tvmlab import gains
+from tvmlab.core import InputError, TrialStatus
+from tvmlab.plots_knobs import arm_ends, doubling_shares, stopping_costs
+from tvmlab.search.allocate import Allocator
+
+
+@pytest.fixture
+def ax():
+    return Figure().subplots()
+
+
+def searches(*curves, exhausted=False):
+    parts = [
+        pd.DataFrame({"search": f"s{n}", "trial": range(1, len(best) + 1), "best_us": best, "exhausted": exhausted})
+        for n, best in enumerate(curves)
+    ]
+    return pd.concat(parts, ignore_index=True)
+
+
+def falling(trials, *falls):
+    """A curve that begins at 100 us and is at a value from a trial on."""
+    best = np.full(trials, 100.0)
+    for trial, value in falls:
+        best[trial - 1 :] = value
+    return best
+
+
+def test_doubling_counts_the_searches_that_gain():
+    found = gains.doublings(searches(falling(32, (12, 90.0)), falling(32, (9, 99.5), (20, 50.0)), falling(32)))
+    assert found["trials"].tolist() == [8, 16]
+    assert found["gaining"].tolist() == [1, 1] and found["searches"].tolist() == [3, 3]
+    assert found["largest_gain"].tolist() == pytest.approx([0.1, 1 - 50 / 99.5])
+    assert found["median_gain"].tolist() == pytest.approx([0.005, 0.0])
+
+
+def test_a_search_that_ended_by_its_budget_says_nothing_beyond():
+    found = gains.doublings(searches(falling(40, (35, 50.0)), falling(20)))
+    assert found[["trials", "searches", "gaining"]].values.tolist() == [[8, 2, 0], [16, 1, 0]]
+
+
+def test_a_search_that_used_up_its_space_cannot_gain():
+    ended = searches(falling(10, (10, 50.0)), exhausted=True)
+    long = searches(falling(64)).assign(search="long")
+    found = gains.doublings(pd.concat([ended, long]))
+    assert found[["trials", "searches", "gaining"]].values.tolist() == [[8, 2, 1], [16, 2, 0], [32, 2, 0]]
+
+
+def test_a_search_without_a_latency_does_not_count():
+    found = gains.doublings(searches(np.full(40, np.nan), falling(40)))
+    assert found["searches"].tolist() == [1, 1]
+    assert gains.doublings(searches(falling(4))).empty
+
+
+@pytest.mark.parametrize("threshold", [1, 3, 7, 50])
+def test_early_stopping_ends_a_search_where_the_allocator_does(make_run, threshold):
+    rng = np.random.default_rng(threshold)
+    latencies = (100 - np.arange(60) // 6 + rng.uniform(0, 8, 60)).tolist()
+    best = np.minimum.accumulate(latencies)
+    (row,) = gains.early_stops(searches(best), [threshold]).to_dict("records")
+    info = make_run().tasks[0]
+    allocator = Allocator([info], {}, None, threshold)
+    trials = 0
+    while trials < len(latencies) and allocator.next_task():
+        allocator.record(info.key, [latencies[trials]])
+        trials += 1
+    assert row["trials"] == trials and row["share"] == trials / 60
+    assert row["loss"] == pytest.approx(best[trials - 1] / best[-1] - 1)
+
+
+def test_thresholds_below_one_are_refused():
+    with pytest.raises(InputError, match="cannot stop after 0 trials"):
+        gains.early_stops(searches(falling(8)), [4, 0])
+
+
+def test_the_searches_of_a_run_are_numbered_task_by_task(make_run):
+    failed = ("dense", TrialStatus.RUN_ERROR)
+    run = make_run([("dense", 300.0), ("conv2d_relu", 500.0), failed, ("dense", 350.0), ("dense", 200.0)])
+    found = gains.of_runs(run)
+    dense = found[found["search"] == f"{run.id} dense"]
+    assert dense["trial"].tolist() == [1, 2, 3, 4] and dense["best_us"].tolist() == pytest.approx(
+        [300.0, 300.0, 300.0, 200.0]
+    )
+    assert found["search"].nunique() == 2 and not found["exhausted"].any()
+
+
+def test_the_searches_of_the_report():
+    found = gains.of_report()
+    ends = found.groupby("search").agg(trials=("trial", "max"), best_us=("best_us", "last"))
+    assert len(ends) == 78 and (ends["trials"] >= 64).all()
+    assert ends.loc[ends["trials"] > 64, "best_us"].isna().all()  # every trial of the long ones failed
+    one = found[found["search"] == "ansor resnet50 0"]["best_us"]
+    assert one.is_monotonic_decreasing and one.iloc[0] == pytest.approx(4026.666)
+
+
+def test_the_searches_of_a_replay():
+    frame = pd.DataFrame({"arm": ["a", "a", "b"], "seed": [0, 1, 0], "trial": [1, 1, 1], "best_us": [3.0, 2.0, 1.0]})
+    found = gains.of_replay(frame, exhausted=True)
+    assert found["search"].tolist() == ["a 0", "a 1", "b 0"] and found["exhausted"].all()
+    assert gains.of_replay(frame.rename(columns={"arm": "tuner"}))["search"].tolist() == ["a 0", "a 1", "b 0"]
+
+
+def test_the_figure_of_doublings_says_how_many_searches(ax):
+    found = gains.doublings(searches(falling(32, (12, 90.0)), falling(32)))
+    doubling_shares({"some": found, "none": found.iloc[:0]}, ax=ax)
+    (line,) = ax.lines
+    assert line.get_xdata().tolist() == [8, 16] and line.get_ydata().tolist() == [0.5, 0.0]
+    assert [text.get_text() for text in ax.texts] == ["2", "2"]
+    with pytest.raises(InputError, match="long enough"):
+        doubling_shares({"none": found.iloc[:0]})
+
+
+def test_the_figure_of_early_stopping_has_a_dot_a_threshold(ax):
+    found = gains.early_stops(searches(falling(20, (10, 50.0)), falling(20)), [4, 12])
+    stopping_costs({"some": found}, ax=ax)
+    (line,) = ax.lines
+    assert line.get_xdata().tolist() == pytest.approx([0.25, (20 + 13) / 40])
+    assert line.get_ydata().tolist() == pytest.approx([0.5, 0.0])
+    assert [text.get_text() for text in ax.texts] == ["4", "12"]
+    stopping_costs({"flat": gains.early_stops(searches(falling(3)), [4, 12])}, ax=Figure().subplots())
+
+
+def test_thresholds_that_change_nothing_share_a_dot(ax):
+    stopping_costs({"some": gains.early_stops(searches(falling(20, (10, 50.0))), [30, 40])}, ax=ax)
+    assert [text.get_text() for text in ax.texts] == ["30, 40"]
+
+
+def test_the_figure_of_ends_has_a_dot_a_seed_and_a_median(ax):
+    rows = [("a", 0, 1, 9.0), ("a", 0, 2, 6.0), ("a", 1, 1, 4.0), ("b", 0, 1, 2.0)]
+    arm_ends(pd.DataFrame(rows, columns=["arm", "seed", "trial", "best_us"]), 2.0, ax=ax)
+    dots, bar, only, _ = (line.get_xdata().tolist() for line in ax.lines[:4])
+    assert dots == [2.0, 3.0] and bar == [2.5, 2.5] and only == [1.0]
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["a", "b"]
+    assert [text.get_text() for text in ax.texts] == ["2 trials", "1 trials"]
