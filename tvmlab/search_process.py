@@ -28,7 +28,7 @@ from tvmlab.models import load_model
 from tvmlab.records import RunFolder
 from tvmlab.selective_step import said_of as selected
 from tvmlab.session import Session
-from tvmlab.targets import Target
+from tvmlab.targets import Target, require_gpu
 from tvmlab.targets import target as named_target
 from tvmlab.tasks import Task, require_tunable
 from tvmlab.transfer_step import said_of as transferred
@@ -173,6 +173,8 @@ def check_experiment(experiment: Experiment) -> None:
             f"target {experiment.target!r} has no device here to measure on",
             remedy="use one that tvmlab.targets() lists; a target without its device is for compiling only",
         )
+    if target.kind == "cuda":
+        require_gpu(target.device)
     if target.kind != "llvm" and any(isinstance(step, LayoutTuning) for step in experiment.stages):
         raise InputError(
             f"LayoutTuning does not work on {target.label}",
