@@ -86,8 +86,8 @@ def compare(
 
     A baseline is "untuned", "onnxruntime" (always on the CPU), another run of the same model (id or folder), or an
     optional extra: "openvino" (fp32, latency hint, CPU), "torch" (eager, on the graph with its BatchNormalization
-    folded) or "torch-compile" (max-autotune, on a GPU with CUDA graphs). torch runs on the run's device; "torch-tf32" and
-    "torch-compile-tf32" may round factors to TensorFloat-32, which no other subject does.
+    folded) or "torch-compile" (max-autotune, on a GPU with CUDA graphs). torch runs on the run's device;
+    "torch-tf32" and "torch-compile-tf32" may round factors to TensorFloat-32, which no other subject does.
     `threads` is the number each may use (default: the target's cores; the kernels stay as they were tuned). With the
     default the result is also written to the run folder as compare.json, which plots and reports show.
     All outputs are checked against onnxruntime's on the

@@ -173,8 +173,8 @@ def gpu_problems(gpus: Sequence[Gpu], pci: Path = Path("/sys/bus/pci/devices")) 
         return [Problem(text, f"install NVIDIA's driver {_LEAST_DRIVER} or newer")] if _has_card(pci) else []
     found = [problem for gpu in gpus for problem in _of_one(gpu)]
     found += _of_compiler(gpus)
-    if kinds := [f"cuda:{gpu.index} is {gpu.name}" for gpu in {gpu.name: gpu for gpu in reversed(gpus)}.values()][1:]:
-        text = f"the GPUs are of different kinds ({'; '.join([f'cuda:{gpus[0].index} is {gpus[0].name}', *kinds])})"
+    if len({gpu.name for gpu in gpus}) > 1:
+        text = f"the GPUs are of different kinds ({'; '.join(f'cuda:{gpu.index} is {gpu.name}' for gpu in gpus)})"
         found.append(Problem(text, "what is tuned for one is not for the other: name the target, such as 'cuda:0'"))
     return found
 
@@ -307,9 +307,8 @@ def library_folders() -> list[str]:
     TVM's runtime needs libcudart.so.13, NVRTC its libnvrtc-builtins, where the loader finds them.
     """
     spec = importlib.util.find_spec("nvidia")
-    wheels = [
-        Path(root) / f"cu{_RUNTIME}" / "lib" for root in (spec.submodule_search_locations if spec else None) or ()
-    ]
+    roots = (spec.submodule_search_locations if spec else None) or ()
+    wheels = [Path(root) / f"cu{_RUNTIME}" / "lib" for root in roots]
     toolkits = [Path(nvcc).resolve().parents[1] for nvcc in filter(None, [shutil.which("nvcc")])]
     toolkits += [Path("/usr/local/cuda"), *sorted(Path("/usr/local").glob(f"cuda-{_RUNTIME}*"))]
     found = [*wheels, *(kit / lib for kit in toolkits for lib in ("lib64", "lib"))]

@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from tvmlab.compat import load_meta_schedule, structural_key, to_plain
+from tvmlab.compat import load_meta_schedule, load_wmma, structural_key, to_plain
 from tvmlab.core import Candidate
 from tvmlab.spaces.knobs import Choice, Knob, Location, Tile, directions, stepped
+from tvmlab.tasks import arguments
 
 __all__ = ["Point", "SketchSpace"]
 
@@ -28,6 +29,8 @@ class SketchSpace:
 
     def __init__(self, task_key: str, module: Any, target: Any) -> None:
         meta_schedule = load_meta_schedule(target.kind.name)
+        if target.kind.name == "cuda" and _is_half(module):
+            load_wmma()
         self.task_key = task_key
         self._module = module
         self.context = meta_schedule.TuneContext(
@@ -158,6 +161,11 @@ class SketchSpace:
         """Which sketch a trace comes from (-1: none of them), and its decisions in order, as plain data."""
         shape, decisions = _split(trace.simplified(True))
         return (self._shapes.index(shape) if shape in self._shapes else -1), decisions
+
+
+def _is_half(module: Any) -> bool:
+    """Whether any tensor that a module's function takes is of half precision, for which there are tensor cores."""
+    return any(dtype == "float16" for _, dtype in arguments(module))
 
 
 def _split(trace: Any) -> tuple[str, list[Any]]:
