@@ -92,9 +92,7 @@ def test_nvrtc_compiles_without_headers_and_says_what_is_wrong():
         compile_lean(lean_source(kernel.replace("INFINITY", "nothing")), "sm_80")
 
 
-@pytest.mark.parametrize(
-    "body", ["half h;", "__nv_bfloat16 b;", "nvcuda::wmma::mma_sync(a, b, c, d);", 'asm("exit;");']
-)
+@pytest.mark.parametrize("body", ["half h;", "__nv_bfloat16 b;", "nvcuda::wmma::mma_sync(a);", 'asm("exit;");'])
 def test_what_needs_headers_is_left_to_tvm(body):
     assert lean_source('#include <cuda.h>\nextern "C" __global__ void k(float* x) { x[0] = 1; ' + body + "}") is None
 
