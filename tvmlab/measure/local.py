@@ -126,8 +126,10 @@ class LocalMeasurer:
             for run in runs:
                 yield run.result()
         finally:
-            for unused in (*runs, *builds):
-                unused.cancel()
+            for run in runs:
+                run.cancel()
+            for build in builds:
+                build.cancel()
 
     def _run_built(self, candidate: Candidate, build: Future[Build]) -> Measurement:
         """Wait for a build and run it: the device's thread does one after the other."""

@@ -87,7 +87,7 @@ def _module(
     read = {name for _, names, _ in calls for name in names} | set(outputs)
     constants = {name: f"constant_{number}" for number, name in enumerate(arrays) if name in read}
 
-    class Graph(torch.nn.Module):  # type: ignore[misc]
+    class Graph(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
             for name, attribute in constants.items():

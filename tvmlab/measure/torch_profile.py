@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -35,7 +36,7 @@ def nodes(graph: TorchGraph, inputs: dict[str, np.ndarray], repeats: int) -> lis
                     "operator": node.op_type,
                     "inputs": [list(value.shape) for value in arguments if value is not None],
                     "output": list(output.shape),
-                    "latency_s": median(timed(torch, lambda c=call, a=arguments: c(*a), repeats)),
+                    "latency_s": median(timed(torch, partial(call, *arguments), repeats)),
                 }
             )
     return found

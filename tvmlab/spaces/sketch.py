@@ -29,12 +29,14 @@ class SketchSpace:
 
     def __init__(self, task_key: str, module: Any, target: Any) -> None:
         meta_schedule = load_meta_schedule(target.kind.name)
-        if target.kind.name == "cuda" and _is_half(module):
-            load_wmma()
         self.task_key = task_key
         self._module = module
         self.context = meta_schedule.TuneContext(
-            mod=module, target=target, space_generator="post-order-apply", rand_state=1, num_threads=1
+            mod=module,
+            target=target,
+            space_generator=_generator(meta_schedule, module, target),
+            rand_state=1,
+            num_threads=1,
         ).clone()
         found = self.context.generate_design_space()
         self.sketches = [sketch.trace.simplified(True) for sketch in found]
@@ -163,9 +165,21 @@ class SketchSpace:
         return (self._shapes.index(shape) if shape in self._shapes else -1), decisions
 
 
-def _is_half(module: Any) -> bool:
-    """Whether any tensor that a module's function takes is of half precision, for which there are tensor cores."""
-    return any(dtype == "float16" for _, dtype in arguments(module))
+def _generator(meta_schedule: Any, module: Any, target: Any) -> Any:
+    """TVM's rules for the target; on CUDA those of tensor cores only where a tensor is of half precision.
+
+    For float32 they give the same sketches, but need intrinsics that take TVM 8 seconds and more to parse.
+    """
+    if target.kind.name != "cuda":
+        return "post-order-apply"
+    if any(dtype == "float16" for _, dtype in arguments(module)):
+        load_wmma()
+        return "post-order-apply"
+    return meta_schedule.space_generator.PostOrderApply(
+        sch_rules=meta_schedule.schedule_rule.ScheduleRule.create("cuda"),
+        postprocs=meta_schedule.postproc.Postproc.create("cuda"),
+        mutator_probs=meta_schedule.mutator.Mutator.create("cuda"),
+    )
 
 
 def _split(trace: Any) -> tuple[str, list[Any]]:
