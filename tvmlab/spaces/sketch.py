@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from itertools import islice
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -17,7 +19,10 @@ __all__ = ["Point", "SketchSpace"]
 
 Point = tuple[int, Sequence[Any]]  # sketch number, decisions of its sampling instructions
 
-_ATTEMPTS = 40  # random points tried for each one wanted: on CUDA 1 in 20 passes the postprocessors
+_ATTEMPTS = 40  # random points tried for each one wanted
+_DRAWS = 4000  # and drawn for these on a GPU
+_GPU_TILE = 5  # parts of a spatial loop's tile there: blocks, virtual threads, threads, and two within a thread
+_MOST_VTHREADS, _WARP, _MOST_THREADS = 8, 32, 1024  # what VerifyGPUCode wants of a block, virtual threads together
 _LOCATIONS = 6  # loops considered for a compute location before any was seen
 
 
@@ -31,6 +36,7 @@ class SketchSpace:
         meta_schedule = load_meta_schedule(target.kind.name)
         self.task_key = task_key
         self._module = module
+        self._is_gpu = target.kind.name == "cuda"
         self.context = meta_schedule.TuneContext(
             mod=module,
             target=target,
@@ -91,6 +97,8 @@ class SketchSpace:
         from tvm.s_tir import Trace
 
         sketch, decisions = point
+        if self._is_gpu and not _fits_gpu(decisions):
+            return None
         chosen = dict(zip(self._samplers[sketch], decisions, strict=True))
         return self.replay(Trace(self.sketches[sketch].insts, chosen))
 
@@ -119,6 +127,8 @@ class SketchSpace:
         """The candidate with other decisions in the same trace; None where TVM refuses, or repairs, one of them."""
         from tvm.s_tir import Trace
 
+        if self._is_gpu and not _fits_gpu(decisions):
+            return None
         trace = candidate.payload.trace.simplified(True)
         found = self.replay(Trace(trace.insts, dict(zip(_samplers(trace), decisions, strict=True))))
         return found if found is not None and list(found.decisions) == list(decisions) else None
@@ -131,9 +141,16 @@ class SketchSpace:
         return list({other.key: other for other in found if other and other.key != candidate.key}.values())
 
     def sample(self, sketch: int, rng: np.random.Generator) -> Candidate | None:
-        """A valid random candidate of a sketch, drawn by TVM's own sampler; None if it finds none."""
+        """A valid random candidate of a sketch; None if none is found.
+
+        Drawn by TVM's own sampler; on a GPU knob by knob, since most points are seen not to fit before TVM is asked.
+        """
         from tvm.s_tir import Trace
 
+        if self._is_gpu:
+            drawn = (self.random(sketch, rng) for _ in range(_DRAWS))
+            fit = islice((point for point in drawn if _fits_gpu(point[1])), _ATTEMPTS)
+            return next((found for point in fit if (found := self.realize(point))), None)
         for _ in range(_ATTEMPTS):
             found = self.replay(Trace(self.sketches[sketch].insts, {}), seed=int(rng.integers(1, 2**31 - 1)))
             if found is not None:
@@ -180,6 +197,13 @@ def _generator(meta_schedule: Any, module: Any, target: Any) -> Any:
         postprocs=meta_schedule.postproc.Postproc.create("cuda"),
         mutator_probs=meta_schedule.mutator.Mutator.create("cuda"),
     )
+
+
+def _fits_gpu(decisions: Sequence[Any]) -> bool:
+    """Whether a thread block of these tiles may pass VerifyGPUCode: applying a trace to find out takes milliseconds."""
+    tiles = [value for value in decisions if isinstance(value, list) and len(value) == _GPU_TILE]
+    threads, virtual = (prod(tile[part] for tile in tiles) for part in (2, 1))
+    return not tiles or (_WARP <= threads <= _MOST_THREADS and virtual <= _MOST_VTHREADS)
 
 
 def _split(trace: Any) -> tuple[str, list[Any]]:
