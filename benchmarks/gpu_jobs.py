@@ -43,8 +43,8 @@ def models(session):
             common.helper.make_node("Conv", ["x", "w"], ["c"], pads=[1] * 4),
             common.helper.make_node("Relu", ["c"], ["y"]),
         ]
-        weight = rng.standard_normal((16, 8, 3, 3), dtype=np.float32)
-        common.save_model(path, nodes, (1, 8, 14, 14), (1, 16, 14, 14), {"w": weight})
+        weight = rng.standard_normal((32, 16, 3, 3), dtype=np.float32)
+        common.save_model(path, nodes, (1, 16, 14, 14), (1, 32, 14, 14), {"w": weight})
     return {str(path): _REHEARSAL_S}
 
 

@@ -127,9 +127,8 @@ def run(session, names):
     """The jobs one after the other; the exit code is 1 if something failed."""
     signal.signal(signal.SIGALRM, _time_is_up)
     signal.setitimer(signal.ITIMER_REAL, max(session.left_s, 1))
-    begun = {"job": "machine", **describe(), "doctor": repr(tvmlab.doctor(runs_dir=session.runs)).splitlines()}
-    session._write({**begun, "target": tvmlab.target(session.target).as_record()})
-    failed = 0
+    if session.row({"job": "machine", "began_s": round(time.time(), 3)}, lambda: machine(session)) is None:
+        names = []  # there is nothing to measure on
     try:
         for name in names:
             print(f"== {name}: {session.left_s:.0f} s left", flush=True)
@@ -145,6 +144,12 @@ def run(session, names):
     failed = sum("error" in row for row in rows)
     print(f"{dict(Counter(row['job'] for row in rows if 'error' not in row))}, {failed} failed", flush=True)
     return 1 if failed else 0
+
+
+def machine(session):
+    """What the session runs on: versions, what the doctor says, the target with its measured roofline."""
+    found = {**describe(), "doctor": repr(tvmlab.doctor(runs_dir=session.runs)).splitlines()}
+    return {**found, "target": tvmlab.target(session.target).as_record()}
 
 
 def _time_is_up(*_):

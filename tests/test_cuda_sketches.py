@@ -51,3 +51,26 @@ def test_tensor_core_rules_add_nothing_to_float32(tiny_tasks):
         ).clone()
         theirs.append([sketch._split(found.trace.simplified(True))[0] for found in context.generate_design_space()])
     assert ours == theirs
+
+
+def test_a_compiled_model_is_a_cuda_graph(tmp_path):
+    """Of four layers the two in the middle: the first reads the model's input, the last writes its output."""
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    from tvmlab.models import load_model
+    from tvmlab.tasks import compile_model, lower
+
+    rng = np.random.default_rng(0)
+    names = ["gpu_0/x", "a", "b", "c", "y"]
+    weights = [rng.standard_normal((8, 8, 1, 1), dtype=np.float32) for _ in names[1:]]
+    nodes = [helper.make_node("Conv", [names[n], f"w{n}"], [names[n + 1]]) for n in range(4)]
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 8, 6, 6]) for name in (names[0], names[-1])]
+    constants = [numpy_helper.from_array(weight, f"w{n}") for n, weight in enumerate(weights)]
+    graph = helper.make_graph(nodes, "four", values[:1], values[1:], constants)
+    path = tmp_path / "four.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    device = target("sm_80")
+    lowered, _ = lower(load_model(str(path)), device)
+    captured, launched = (compile_model(lowered, device, cuda_graph=wanted).as_text() for wanted in (True, False))
+    assert "cuda_graph.run_or_capture" in captured and "cuda_graph" not in launched

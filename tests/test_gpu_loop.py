@@ -1,6 +1,5 @@
 """The whole loop on a CUDA target, without a card: the real search and measurer, a device that answers from records."""
 
-import shutil
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -178,7 +177,6 @@ def test_a_driver_that_tells_nothing_does_not_stop_the_run(tmp_path, capsys):
 def test_a_run_on_a_gpu_from_start_to_end(no_card, h200, tiny_onnx, tmp_path, monkeypatch):
     no_card.looks = [(1980, 300, 40, 0)] * 5 + [(1500, 650, 70, POWER_CAP)] * 3 + [(1980, 300, 40, 0)]
     monkeypatch.setattr(search_process, "named_target", lambda name: h200)
-    monkeypatch.setattr(search_process, "set_slow_aside", lambda folder, target: None)  # has the model compiled
     step = Ansor(max_trials=12, population=16, generations=1, batch_size=4)
     asked = Experiment(model=tiny_onnx, target="cuda:0", steps=[step], measure=Measure(build_workers=2))
     folder = RunFolder.create(asked, tmp_path)
@@ -191,4 +189,5 @@ def test_a_run_on_a_gpu_from_start_to_end(no_card, h200, tiny_onnx, tmp_path, mo
     assert sum(row["candidates"] for row in batches) == 12
     assert 1 <= sum(bool(row["throttled"]) for row in batches) < len(batches)
     assert folder.environment["target"]["attrs"]["arch"] == "sm_90a"
-    shutil.rmtree(folder.path)  # nothing holds it open
+    slow = folder.read_json("refine.json", missing={"set_aside": []})["set_aside"]
+    assert len(slow) == (found["latency_us"] > 1000).sum()  # slower than the default schedule
