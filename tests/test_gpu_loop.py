@@ -188,6 +188,7 @@ def test_a_run_on_a_gpu_from_start_to_end(no_card, h200, tiny_onnx, tmp_path, mo
     batches = folder.batches()
     assert sum(row["candidates"] for row in batches) == 12
     assert 1 <= sum(bool(row["throttled"]) for row in batches) < len(batches)
+    assert f"of {len(batches)} batches were measured on a throttled GPU (power cap)" in folder.state.message
     assert folder.environment["target"]["attrs"]["arch"] == "sm_90a"
     slow = folder.read_json("refine.json", missing={"set_aside": []})["set_aside"]
     assert len(slow) == (found["latency_us"] > 1000).sum()  # slower than the default schedule
