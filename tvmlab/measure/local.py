@@ -59,12 +59,13 @@ class LocalMeasurer:
         scratch = Path(self._scratch.name)
         for_builds = environment if target.kind == "cuda" else {}
         self._builders = BuilderPool(target.attrs, workers, options.build_timeout_s, scratch, log, for_builds)
-        self._rivals = RivalBuilds(lambda rival: self._builders.submit(_to_json(rival.payload.mod)))
+        self.overlaps = target.kind == "cuda"
+        at_once = 2 if self.overlaps else 1  # those of the batch that runs, and of the one that is built
+        self._rivals = RivalBuilds(lambda rival: self._builders.submit(_to_json(rival.payload.mod)), at_once)
         # By task: the path of the rival that was loaded, by which start of the device's process, and why not.
         self._loaded_rivals: dict[str, tuple[str, int, str]] = {}
         self._device = WorkerProcess("tvmlab.measure.device", [target.device], log, environment)
         self._device.start()
-        self.overlaps = target.kind == "cuda"
         self._closing = threading.Event()
         self._turn = ThreadPoolExecutor(1, thread_name_prefix="device")
         self._watch = self._open_watch(folder / "device.jsonl")
@@ -105,8 +106,9 @@ class LocalMeasurer:
         A candidate with a rival that can be built and run is timed in turns with it, any other alone.
         """
         modules = [_to_json(candidate.payload.mod) for candidate in candidates]
-        # The largest programs first: one that takes seconds to compile must not be the last to begin.
-        order = sorted(range(len(modules)), key=lambda index: -len(modules[index]))
+        order = list(range(len(modules)))
+        if not self.overlaps:  # one that takes seconds to compile must not be the last to begin
+            order.sort(key=lambda index: -len(modules[index]))
         first = {each.task_key: each.rival for each in reversed(candidates) if each.rival is not None}
         rivals = [self._rivals.get(rival) for rival in first.values()]
         submitted = {index: self._builders.submit(modules[index]) for index in order}
