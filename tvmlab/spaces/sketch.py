@@ -22,7 +22,7 @@ Point = tuple[int, Sequence[Any]]  # sketch number, decisions of its sampling in
 _ATTEMPTS = 40  # random points tried for each one wanted
 _DRAWS = 4000  # and drawn for these on a GPU
 _GPU_TILE = 5  # parts of a spatial loop's tile there: blocks, virtual threads, threads, and two within a thread
-_MOST_VTHREADS, _WARP, _MOST_THREADS = 8, 32, 1024  # what VerifyGPUCode wants of a block, virtual threads together
+_LEAST_THREADS, _MOST_THREADS = 32, 1024  # of a block: TVM's rules mark blocks so, and VerifyGPUCode looks
 _LOCATIONS = 6  # loops considered for a compute location before any was seen
 
 
@@ -202,8 +202,7 @@ def _generator(meta_schedule: Any, module: Any, target: Any) -> Any:
 def _fits_gpu(decisions: Sequence[Any]) -> bool:
     """Whether a thread block of these tiles may pass VerifyGPUCode: applying a trace to find out takes milliseconds."""
     tiles = [value for value in decisions if isinstance(value, list) and len(value) == _GPU_TILE]
-    threads, virtual = (prod(tile[part] for tile in tiles) for part in (2, 1))
-    return not tiles or (_WARP <= threads <= _MOST_THREADS and virtual <= _MOST_VTHREADS)
+    return not tiles or _LEAST_THREADS <= prod(tile[2] for tile in tiles) <= _MOST_THREADS
 
 
 def _split(trace: Any) -> tuple[str, list[Any]]:
