@@ -2,15 +2,16 @@
 
     python benchmarks/cuda_builds.py [--model resnet50] [--target sm_90a] [--every 5]
 
-Of every fifth task the first start of its template and a random sketch. Compilers that are not installed are left
-out. TVM's way needs CUDA's headers (CUDA_PATH, and TVM_CUDA_NVRTC_EXTRA_OPTS=-I.../cccl with the wheels). The last line is
-JSON: medians.
+Of every fifth task the first start of its template and a random sketch. Compilers that are not installed are left out.
+TVM's way needs CUDA's headers: CUDA_PATH, and with the wheels TVM_CUDA_NVRTC_EXTRA_OPTS=-I.../cccl. The last line is
+JSON: medians, and how many kernels have the same machine code with headers and without.
 """
 
 import argparse
 import importlib.util
 import json
 import shutil
+import struct
 import time
 from statistics import median
 
@@ -37,6 +38,16 @@ def compilers(device):
     return found
 
 
+def machine_code(cubin):
+    """The code sections of a cubin, which is a 64-bit ELF file, by name."""
+    (at,) = struct.unpack_from("<Q", cubin, 40)
+    size, count, names = struct.unpack_from("<HHH", cubin, 58)
+    rows = [struct.unpack_from("<IIQQQQ", cubin, at + number * size) for number in range(count)]
+    words = rows[names][4]
+    named = {bytes(cubin[words + row[0] : cubin.index(b"\0", words + row[0])]): row for row in rows}
+    return {name: bytes(cubin[row[4] : row[4] + row[5]]) for name, row in named.items() if name.startswith(b".text.")}
+
+
 def sources(task, device):
     """The CUDA source of a template's first start and of a random sketch, as far as there are any."""
     import tvm
@@ -61,17 +72,22 @@ def main():
     tasks = [task for task in extract(load_model(asked.model), device) if task.info.tunable]
     ways = compilers(device)
     seconds = {name: [] for name in ways}
+    same = []
     for task in tasks[:: asked.every]:
         for source in sources(task, device):
+            codes = []
             for name, compiled in ways.items():
                 started = time.perf_counter()
                 with device.to_tvm():
-                    compiled(source)
+                    binary = compiled(source)
                 seconds[name].append(time.perf_counter() - started)
+                codes += [machine_code(bytes(binary))] if name.startswith("nvrtc") else []
+            same += [codes[0] == codes[1] != {}] if len(codes) == 2 else []
             last = ", ".join(f"{name} {values[-1]:.2f}" for name, values in seconds.items())
             print(f"{task.info.name}, {len(source) / 1e3:.0f} kB of source: {last} s", flush=True)
     medians = {name: round(median(values), 3) for name, values in seconds.items()}
-    print(json.dumps({"benchmark": "cuda_builds", "kernels": len(next(iter(seconds.values()))), "median_s": medians}))
+    kernels = len(next(iter(seconds.values())))
+    print(json.dumps({"benchmark": "cuda_builds", "kernels": kernels, "median_s": medians, "same_code": sum(same)}))
 
 
 if __name__ == "__main__":
