@@ -127,7 +127,7 @@ def run(session, names):
     """The jobs one after the other; the exit code is 1 if something failed."""
     signal.signal(signal.SIGALRM, _time_is_up)
     signal.setitimer(signal.ITIMER_REAL, max(session.left_s, 1))
-    if session.row({"job": "machine", "began_s": round(time.time(), 3)}, lambda: machine(session)) is None:
+    if session.row({"job": "machine", "began_s": round(time.time(), 3)}, lambda: machine(session), 0.0) is None:
         names = []  # there is nothing to measure on
     try:
         for name in names:

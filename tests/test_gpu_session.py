@@ -65,6 +65,7 @@ def test_when_the_time_is_up_what_was_measured_is_there(script, monkeypatch, tmp
         session.row({"job": "slow"}, lambda: time.sleep(60), 0.0)
 
     monkeypatch.setattr(script[0], "_WRAP_UP_S", 0.0)
+    monkeypatch.setattr(script[0], "machine", lambda session: {})
     started = time.monotonic()
     assert session(*script, monkeypatch, [quick, slow], tmp_path, "--minutes", "0.05") == 0
     assert time.monotonic() - started < 50

@@ -19,11 +19,7 @@ class Fallback:
     def __init__(self, first: Strategy, other: Callable[[], Strategy]) -> None:
         self._now = first
         self._other: Callable[[], Strategy] | None = other
-
-    @property
-    def name(self) -> str:
-        """That of the strategy that is asked."""
-        return self._now.name
+        self.name = first.name  # that of the strategy that is asked
 
     @property
     def ending(self) -> str:
@@ -35,6 +31,7 @@ class Fallback:
         found = self._now.ask(count)
         if not found and self._other is not None:
             self._now = self._other()
+            self.name = self._now.name
             found = self._now.ask(count)
         self._other = None
         return found
