@@ -1,6 +1,7 @@
 """What the benchmarks share: the one-operator models, upstream in a child process, the last line."""
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -26,7 +27,9 @@ HERE = Path(__file__).parent
 def tune_upstream(kind: str, model: str, trials: int, seed: int, folder: Path, target: str = "cpu") -> float:
     """Seconds that upstream took; its database is in `folder`. Raises RuntimeError if it failed."""
     command = [sys.executable, str(HERE / "upstream.py"), kind, model, str(trials), str(seed), str(folder), target]
-    done = subprocess.run(command, capture_output=True, text=True)
+    # On a GPU upstream too needs to be told where CUDA's runtime library is; on a CPU it keeps its own thread count.
+    env = os.environ | ({} if target == "cpu" else tvmlab.target(target).worker_env())
+    done = subprocess.run(command, capture_output=True, text=True, env=env)
     if done.returncode != 0:
         raise RuntimeError(f"upstream failed:\n{done.stderr[-2000:]}")
     return float(json.loads(done.stdout.strip().splitlines()[-1])["seconds"])
