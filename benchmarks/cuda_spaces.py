@@ -31,7 +31,7 @@ class Counts(dict):
         self[name] = (valid + bool(is_valid), tries + 1)
 
 
-def samples(space, tries, rng, counts):
+def samples(space, tries, rng, counts, name):
     """The valid candidates among so many random points of a task's sketches."""
     from tvm.s_tir import Trace
 
@@ -39,7 +39,7 @@ def samples(space, tries, rng, counts):
     for number in range(tries):
         trace = Trace(space.sketches[number % len(space)].insts, {})
         candidate = space.replay(trace, seed=int(rng.integers(1, 2**31 - 1)))
-        counts.add("sketch points", candidate)
+        counts.add(name, candidate)
         found += [candidate] if candidate else []
     return found
 
@@ -88,7 +88,9 @@ def main():
         sketches = SketchSpace(task.key, task.module, device.to_tvm())
         template = template_space(task, device)
         spaces[task.key] = sketches, template
-        drawn = samples(sketches, asked.tries, rng, counts)
+        tiled = "conv2d" in task.info.kernel_class or "matmul" in task.info.kernel_class
+        kind = "sketch points of convolutions and dense layers" if tiled else "sketch points of other tasks"
+        drawn = samples(sketches, asked.tries, rng, counts, kind)
         begun = starts(template, counts) if template else []
         drawn = drawn or list(filter(None, (sketches.sample(number, rng) for number in range(len(sketches)))))
         if not drawn:
