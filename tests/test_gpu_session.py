@@ -99,7 +99,7 @@ def test_the_whole_session_rehearsed_on_the_cpu(tmp_path):
     tuned = next(row for row in found if row["job"] == "tune")
     assert tuned["trials"] > 0 and tuned["statuses"]["ok"] > 0
     smoke = next(row for row in found if row["job"] == "smoke")
-    assert smoke["tasks"] == 1 and smoke["failures"] == []
+    assert smoke["tasks"] == 2 and smoke["failures"] == []
     assert (tmp_path / "a" / "runs.tar.xz").stat().st_size > 1000
     again = subprocess.run(
         [*command, "--out", tmp_path / "b", "--resume", tmp_path / "a"], capture_output=True, text=True
