@@ -1,6 +1,7 @@
 """What the benchmarks share: the one-operator models, upstream in a child process, the last line."""
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -23,20 +24,22 @@ from tvmlab.stats import median_interval
 HERE = Path(__file__).parent
 
 
-def tune_upstream(kind: str, model: str, trials: int, seed: int, folder: Path) -> float:
-    """Seconds that upstream took; its database is in `folder`."""
-    command = [sys.executable, str(HERE / "upstream.py"), kind, model, str(trials), str(seed), str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True)
+def tune_upstream(kind: str, model: str, trials: int, seed: int, folder: Path, target: str = "cpu") -> float:
+    """Seconds that upstream took; its database is in `folder`. Raises RuntimeError if it failed."""
+    command = [sys.executable, str(HERE / "upstream.py"), kind, model, str(trials), str(seed), str(folder), target]
+    # On a GPU upstream too needs to be told where CUDA's runtime library is; on a CPU it keeps its own thread count.
+    env = os.environ | ({} if target == "cpu" else tvmlab.target(target).worker_env())
+    done = subprocess.run(command, capture_output=True, text=True, env=env)
     if done.returncode != 0:
-        raise SystemExit(f"upstream failed:\n{done.stderr[-2000:]}")
+        raise RuntimeError(f"upstream failed:\n{done.stderr[-2000:]}")
     return float(json.loads(done.stdout.strip().splitlines()[-1])["seconds"])
 
 
-def tune_tvmlab(model: str, trials: int, seed: int, folder: Path) -> tuple[Run, float]:
+def tune_tvmlab(model: str, trials: int, seed: int, folder: Path, target: str = "cpu") -> tuple[Run, float]:
     """The finished run, and the seconds from the call to its end: process starts and default kernels included."""
     started = time.perf_counter()
     step = Ansor(max_trials=trials, early_stopping_threshold=100_000, trials_per_kernel=100_000)
-    run = tvmlab.tune(Experiment(model=model, target="cpu", seed=seed, steps=(step,)).afresh(), folder).wait()
+    run = tvmlab.tune(Experiment(model=model, target=target, seed=seed, steps=(step,)).afresh(), folder).wait()
     return run, time.perf_counter() - started
 
 

@@ -59,23 +59,31 @@ def answer(found):
 
 
 def record(name, site_name, path, batch, winograd):
-    """Measure the whole space and write the table."""
+    """Measure the whole space of a site and write the table."""
     target = tvmlab.target("cpu")
     model = load_model(name, batch=batch)
     task, packing, site = task_of(model, site_name, target, winograd)
-    space = TemplateSpace(task.key, task.module, target.to_tvm())
-    print(f"{site}, {packing}: {len(space)} points", flush=True)
-    default, measured = measure(space, task, target)
     about = {
         "operator": f"{str(site).partition(': ')[2]}, {packing}",
         "model": name,
         "site": site_name,
         "batch": batch,
+        "cpu": target.label,
+        "threads": int(target.attrs.get("num-cores", 1)),
+    }
+    write(task, target, about, path)
+
+
+def write(task, target, about, path):
+    """Measure every point of the task's template space, and write them with what is said about them."""
+    space = TemplateSpace(task.key, task.module, target.to_tvm())
+    print(f"{about}: {len(space)} points", flush=True)
+    default, measured = measure(space, task, target)
+    about = {
+        **about,
         "kernel_class": task.info.kernel_class,
         "flops": task.info.flops,
         "untuned_us": answer(default),
-        "cpu": target.label,
-        "threads": int(target.attrs.get("num-cores", 1)),
         "recorded": time.strftime("%Y-%m-%d", time.gmtime()),
         "unit": "us",
         **describe()["versions"],
@@ -90,6 +98,7 @@ def record(name, site_name, path, batch, winograd):
     }
     assert math.prod(map(len, found["knobs"].values())) == len(found["table"])
     path.write_text(json.dumps(found) + "\n")
+    return default, measured
 
 
 if __name__ == "__main__":

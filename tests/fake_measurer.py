@@ -10,6 +10,8 @@ DEFAULT_S = 1e-3
 class FakeMeasurer:
     """`fails` maps a candidate to a status (None: it runs); `on_measure` is called after each measurement."""
 
+    overlaps = False
+
     def __init__(self, defaults_s=None, fails=lambda candidate: None, on_measure=lambda number: None):
         self.defaults_s = defaults_s or {}
         self.fails = fails

@@ -1,16 +1,21 @@
 """The doctor: each check on a healthy and on a sick machine."""
 
+import os
+import re
+import subprocess
 import sys
 from collections import namedtuple
 
 import pynvml
 import pytest
-from fake_nvml import H200, FakeNvml
+from fake_nvml import H200, T4, FakeNvml
 
+from tvmlab import cuda
 from tvmlab import doctor as doctor_function
 from tvmlab.core import MissingTool
 from tvmlab.doctor import Check, Diagnosis, check_versions, pins, require_compiler, require_disk
 from tvmlab.hardware import compiler
+from tvmlab.targets import require_gpu, target, targets
 
 doctor_module = sys.modules["tvmlab.doctor"]
 NO_NVML = FakeNvml(init_error=pynvml.NVML_ERROR_LIBRARY_NOT_FOUND)
@@ -125,14 +130,15 @@ def test_cpu_note(quick, tmp_path):
 def test_gpu(monkeypatch, tmp_path, quick):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     folders = {"runs_dir": tmp_path, "cache_dir": tmp_path}
+    monkeypatch.setattr(cuda, "cuda_compiler", lambda: "nvcc")
     monkeypatch.setattr(doctor_module, "cuda_compiler", lambda: "nvcc")
+    monkeypatch.setattr(cuda, "compiled_archs", lambda mode: {"sm_90"})
     found = doctor_function(**folders, nvml=FakeNvml(H200))
     assert "NVIDIA H200, sm_90a, driver 580" in named(found, "GPU").detail
     assert named(found, "CUDA compiler").status == "ok" and "CUDA runtime" not in {check.name for check in found}
-    monkeypatch.setattr(doctor_module, "cuda_compiler", lambda: None)
     quick["cuda"] = False
     found = doctor_function(**folders, nvml=FakeNvml(H200))
-    assert named(found, "CUDA compiler").status == named(found, "CUDA runtime").status == "warn"
+    assert named(found, "CUDA runtime").status == "fail" and not found.ok
     found = doctor_function(**folders, nvml=FakeNvml(init_error=pynvml.NVML_ERROR_DRIVER_NOT_LOADED))
     assert named(found, "GPU").status == "warn" and "Driver Not Loaded" in named(found, "GPU").detail
 
@@ -181,3 +187,89 @@ def test_diagnosis_shows_the_remedy():
     sick = Diagnosis([Check("disk", "ok", "9 GB"), Check("C<C", "fail", "none", "install one")])
     assert not sick.ok and repr(sick).splitlines()[-1].strip() == "-> install one"
     assert "C&lt;C" in sick._repr_html_()
+
+
+SICK = [
+    (FakeNvml(H200, cuda=12040), "fail", "supports CUDA 12.4, TVM's runtime needs 13.0", "580 or newer"),
+    (FakeNvml(H200, free=[0.5]), "warn", "0.5 of its 141 GiB of memory free", "nvidia-smi"),
+    (FakeNvml(H200, processes=[[1, 1]]), "warn", "in use by 1 other process", "wait for their end"),
+    (FakeNvml(("Tesla V100", (7, 0), 16)), "fail", "nvcc does not know sm_70", "knows up to sm_90"),
+    (FakeNvml(H200, T4), "warn", "cuda:0 is NVIDIA H200; cuda:1 is Tesla T4", "name the target"),
+    (FakeNvml(H200, broken=(0,)), "warn", "GPU 0 does not answer", "nvidia-smi"),
+]  # fmt: skip
+
+
+@pytest.fixture
+def nvcc(monkeypatch):
+    """A compiler for sm_75 to sm_90."""
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(cuda, "cuda_compiler", lambda: "nvcc")
+    monkeypatch.setattr(cuda, "compiled_archs", lambda mode: frozenset({"sm_75", "sm_80", "sm_90"}))
+
+
+@pytest.mark.parametrize(("nvml", "status", "words", "remedy"), SICK)
+def test_what_is_wrong_with_a_gpu(monkeypatch, tmp_path, quick, nvcc, nvml, status, words, remedy):
+    found = doctor_function(runs_dir=tmp_path, cache_dir=tmp_path, nvml=nvml)
+    (check,) = (check for check in found if words in check.detail)
+    assert check.status == status and remedy in check.remedy
+    monkeypatch.setitem(sys.modules, "pynvml", nvml)
+    with pytest.warns(RuntimeWarning, match=re.escape(words)) as warned:
+        targets(cache_dir=tmp_path)
+    assert len(warned) == 1  # one message for one fault
+    if status == "fail":
+        with pytest.raises(MissingTool, match=re.escape(words)):
+            require_gpu("cuda:0")
+    else:
+        require_gpu("cuda:0")
+
+
+def test_a_healthy_gpu_is_not_complained_of(monkeypatch, tmp_path, quick, nvcc):
+    healthy = FakeNvml(H200, H200, processes=[[os.getpid()], []])
+    found = doctor_function(runs_dir=tmp_path, cache_dir=tmp_path, nvml=healthy)
+    assert [check.status for check in found if check.name == "GPU"] == ["ok", "ok"]
+    silent = FakeNvml(H200, processes=None)  # NVML may refuse to list processes
+    assert cuda.nvidia_gpus(silent)[0][0].others == 0
+
+
+def test_no_compiler_for_a_gpu(monkeypatch, tmp_path, quick, nvcc):
+    monkeypatch.setattr(cuda, "cuda_compiler", lambda: None)
+    found = doctor_function(runs_dir=tmp_path, cache_dir=tmp_path, nvml=FakeNvml(H200))
+    (check,) = (check for check in found if "no CUDA compiler" in check.detail)
+    assert check.status == "fail" and check.remedy == "pip install 'tvmlab[cuda]'"
+    monkeypatch.setitem(sys.modules, "pynvml", FakeNvml(H200))
+    with pytest.raises(MissingTool, match=r"no CUDA compiler.*tvmlab\[cuda\]"):
+        require_gpu("cuda:0")
+
+
+def test_a_card_without_a_driver(monkeypatch, tmp_path, quick):
+    slot = tmp_path / "pci" / "0000:01:00.0"
+    slot.mkdir(parents=True)
+    (slot / "vendor").write_text("0x10de\n")
+    (slot / "class").write_text("0x040300\n")  # its sound
+    assert cuda.gpu_problems([], tmp_path / "pci") == []
+    (slot / "class").write_text("0x030200\n")
+    (problem,) = cuda.gpu_problems([], tmp_path / "pci")
+    assert "no driver is loaded" in problem.text and "580" in problem.remedy
+    monkeypatch.setattr(cuda, "gpu_problems", lambda gpus: [problem])
+    monkeypatch.setattr(doctor_module, "gpu_problems", lambda gpus: [problem])
+    monkeypatch.setattr(sys.modules["tvmlab.targets"], "gpu_problems", lambda gpus: [problem])
+    monkeypatch.setitem(sys.modules, "pynvml", NO_NVML)
+    found = doctor_function(runs_dir=tmp_path, cache_dir=tmp_path, nvml=NO_NVML)
+    assert named(found, "GPU").status == "warn" and "no driver" in named(found, "GPU").detail
+    with pytest.raises(MissingTool, match=r"none is attached .*no driver is loaded"):
+        target("cuda")
+
+
+@pytest.mark.parametrize(
+    ("said", "known"),
+    [("sm_75\nsm_80\nsm_90\n", {"sm_75", "sm_80", "sm_90"}), ("", set()), (None, set())],
+)
+def test_the_architectures_of_nvcc(monkeypatch, said, known):
+    def run(command, **_):
+        assert command == ["nvcc", "--list-gpu-code"]
+        if said is None:
+            raise FileNotFoundError
+        return subprocess.CompletedProcess(command, 0, said)
+
+    monkeypatch.setattr(cuda.subprocess, "run", run)
+    assert cuda.compiled_archs.__wrapped__("nvcc") == known

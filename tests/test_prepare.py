@@ -206,6 +206,36 @@ def test_identity_to_an_output_and_names_inside_branches_survive():
     assert kinds(assert_same(model)) == ["Identity", "If"]
 
 
+def test_inputs_are_named_as_identifiers():
+    """TVM names a CUDA kernel's parameters after them, whatever they are: ResNet-50's is gpu_0/data_0."""
+    text = "agraph (float[2] a, float[2] b, float[2] c) => (float[2] y) { s = Add(a, b) y = Mul(s, c) }"
+    model = graph(text)
+    for place, name in enumerate(("gpu_0/data", "0", "gpu_0_data")):
+        model.graph.input[place].name = name
+    model.graph.node[0].input[:] = ["gpu_0/data", "0"]
+    model.graph.node[1].input[1] = "gpu_0_data"
+    made = prepare(model)
+    assert [value.name for value in made.graph.input] == ["gpu_0_data_", "input_0", "gpu_0_data"]
+    values = [np.array(pair, np.float32) for pair in ([1, 2], [3, 4], [5, 6])]
+    (found,) = run(made, dict(zip(["gpu_0_data_", "input_0", "gpu_0_data"], values, strict=True)))
+    assert found.tolist() == [20.0, 36.0]
+    assert [value.name for value in model.graph.input] == ["gpu_0/data", "0", "gpu_0_data"]  # the original is as it was
+
+
+def test_an_input_that_a_branch_reads_is_renamed_there_too():
+    text = (
+        "agraph (float[2] a, bool c) => (float[2] y) { y = If(c) <then_branch = t () => (float[2] u) { u = Neg(a) }, "
+    )
+    model = graph(text + "else_branch = e () => (float[2] v) { v = Abs(a) }> }")
+    model.graph.input[0].name = "a/1"
+    for attribute in model.graph.node[0].attribute:
+        attribute.g.node[0].input[0] = "a/1"
+    made = prepare(model)
+    assert made.graph.input[0].name == "a_1"
+    (found,) = run(made, {"a_1": np.array([-1, 2], np.float32), "c": np.array(True)})
+    assert found.tolist() == [1.0, -2.0]
+
+
 def test_old_opset_is_converted():
     """Opset 6: BatchNormalization and Dropout with is_test, Softmax over all axes after the first."""
     nodes = [

@@ -26,13 +26,13 @@ def test_each_preset_searches_what_the_one_before_it_searches_and_more():
     assert fast[1].kernel_trials < default[1].kernel_trials < most[1].kernel_trials
 
 
-def test_on_a_gpu_sketches_come_first(monkeypatch):
+def test_on_a_gpu_templates_come_first_and_sketches_after_them(monkeypatch):
     def best(model, target, seed):
-        return Experiment(model=model, steps=(Ansor(trials_per_kernel=128),), seed=seed)
+        return Experiment(model=model, steps=(AutoTVM(kernel_trials=64), Ansor(trials_per_kernel=64)), seed=seed)
 
     monkeypatch.setattr(sys.modules["tvmlab.presets"], "best", best)
-    assert preset("default", "alexnet", "cuda").steps == (Ansor(),)
-    assert [step.kind for step in preset("max", "alexnet", "cuda").steps] == ["ansor", "autotvm"]
+    assert preset("default", "alexnet", "cuda").steps == (AutoTVM(), Ansor())
+    assert [step.kind for step in preset("max", "alexnet", "cuda").steps] == ["autotvm", "ansor"]
 
 
 def test_a_preset_takes_the_knobs_of_an_experiment():

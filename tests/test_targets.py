@@ -12,7 +12,8 @@ from fake_nvml import H200, T4, FakeNvml
 
 from tvmlab import llvm
 from tvmlab.core import InputError, MissingTool, RecordError, Roofline
-from tvmlab.hardware import nvidia_gpus, read_cpu
+from tvmlab.cuda import nvidia_gpus
+from tvmlab.hardware import read_cpu
 from tvmlab.roofline import child_env
 from tvmlab.targets import Target, TargetList, gpu_targets, target, targets
 
@@ -93,11 +94,11 @@ def test_no_gpu_is_no_problem():
 
 def test_broken_driver_is_told():
     gpus, problems = nvidia_gpus(FakeNvml(H200, init_error=pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH))
-    assert gpus == [] and "does not answer" in problems[0]
+    assert gpus == [] and "does not answer" in problems[0].text
     nvml = FakeNvml(H200, T4, broken=(0,))
     gpus, problems = nvidia_gpus(nvml)
     assert [(gpu.index, gpu.name) for gpu in gpus] == [(1, "Tesla T4")]  # it keeps CUDA's number
-    assert "GPU 0" in problems[0] and nvml.open == 0
+    assert "GPU 0" in problems[0].text and nvml.open == 0
 
 
 def test_two_kinds_of_gpu(tmp_path):

@@ -30,6 +30,7 @@ _BOUND = 1e-4  # largest allowed error of the whole model, relative to its large
 # AlexNet's 244 MB of weights: 0.85 GB in TVM, 1.1 GB in onnxruntime.
 _RUNTIME_BYTES = 0.3e9
 _WEIGHT_COPIES = 3.5
+_GPU_TURN = (5, 0.05)  # an idle GPU lowers its clocks: it is given 50 ms to raise them
 _SLOW_S = 0.25  # a subject slower than this takes its turn in only some of the rounds
 
 
@@ -83,8 +84,10 @@ def compare(
 ) -> Comparison:
     """Time the run's compiled model and the baselines in turns, each in a process of its own, the others frozen.
 
-    A baseline is "untuned", "onnxruntime", another run of the same model (id or folder), or an optional extra: "torch"
-    (eager, inference mode, on the graph with its BatchNormalization folded) or "openvino" (fp32, latency hint).
+    A baseline is "untuned", "onnxruntime" (always on the CPU), another run of the same model (id or folder), or an
+    optional extra: "openvino" (fp32, latency hint, CPU), "torch" (eager, on the graph with its BatchNormalization
+    folded) or "torch-compile" (max-autotune, on a GPU with CUDA graphs). torch runs on the run's device;
+    "torch-tf32" and "torch-compile-tf32" may round factors to TensorFloat-32, which no other subject does.
     `threads` is the number each may use (default: the target's cores; the kernels stay as they were tuned). With the
     default the result is also written to the run folder as compare.json, which plots and reports show.
     All outputs are checked against onnxruntime's on the
@@ -147,10 +150,12 @@ def _time(folder: RunFolder, subjects: dict[str, tuple[str, RunFolder]], repeats
     loaded = {**subjects, "onnxruntime": ("onnxruntime", folder)}
     workers = {name: start_worker(folder, target, threads) for name in loaded}
     try:
-        outputs = _load_all(workers, loaded, threads)
+        at_once = 1 if target.kind == "cuda" else os.cpu_count()  # torch tries kernels while it compiles
+        outputs = _load_all(workers, loaded, threads, at_once)
         for name in loaded.keys() - subjects.keys():
             workers[name].kill()
-        samples = _take_turns({name: workers[name] for name in subjects}, repeats)
+        turn = _GPU_TURN if target.kind == "cuda" else (1, 0.0)
+        samples = _take_turns({name: workers[name] for name in subjects}, repeats, turn)
     finally:
         for worker in workers.values():
             worker.kill()
@@ -187,8 +192,9 @@ def _kept(folder: RunFolder, name: str, baselines: list[str], timing: _Timing) -
 
 def _subject(name: str, folder: RunFolder) -> tuple[str, RunFolder]:
     """Which runtime, on which run, a baseline names."""
-    if name in OPTIONAL and importlib.util.find_spec(name) is None:
-        raise MissingTool(f"baseline {name!r} needs the package {name}", remedy=f"pip install 'tvmlab[{name}]'")
+    package = OPTIONAL.get(name)
+    if package and importlib.util.find_spec(package) is None:
+        raise MissingTool(f"baseline {name!r} needs the package {package}", remedy=f"pip install 'tvmlab[{package}]'")
     if name in BASELINES:
         return name, folder
     try:
@@ -204,9 +210,9 @@ def _subject(name: str, folder: RunFolder) -> tuple[str, RunFolder]:
 
 
 def _load_all(
-    workers: dict[str, WorkerProcess], subjects: dict[str, tuple[str, RunFolder]], threads: int
+    workers: dict[str, WorkerProcess], subjects: dict[str, tuple[str, RunFolder]], threads: int, at_once: int | None
 ) -> dict[str, list[Any]]:
-    """Every runtime with the model loaded, as many at a time as there are cores; returns each one's outputs.
+    """Every runtime with the model loaded, so many at a time; returns each one's outputs.
 
     One that is loaded is frozen: its idle threads would spin while the others are compiled.
     """
@@ -218,16 +224,19 @@ def _load_all(
         finally:
             workers[name].pause()
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(at_once) as pool:
         return dict(zip(subjects, pool.map(load, subjects), strict=True))
 
 
-def _take_turns(workers: dict[str, WorkerProcess], repeats: int) -> dict[str, list[float]]:
-    """Samples in seconds. One inference of each in every round, in an order that rotates; slow ones less often.
+def _take_turns(
+    workers: dict[str, WorkerProcess], repeats: int, turn: tuple[int, float] = (1, 0.0)
+) -> dict[str, list[float]]:
+    """Samples in seconds. One turn of each in every round, in an order that rotates; slow ones less often.
 
-    All but the one whose turn it is are frozen, because the idle threads of TVM and of onnxruntime spin.
+    All but the one whose turn it is are frozen, because the idle threads of TVM and of onnxruntime spin. `turn` is the
+    inferences of a turn that count, and the seconds of others before them.
     """
-    once = {name: _turn(name, worker) for name, worker in workers.items()}
+    once = {name: _turn(name, worker, *turn) for name, worker in workers.items()}
     every = {name: min(max(1, round(values[0] / _SLOW_S)), max(1, repeats // 3)) for name, values in once.items()}
     samples: dict[str, list[float]] = {name: [] for name in workers}
     names = list(workers)
@@ -235,14 +244,14 @@ def _take_turns(workers: dict[str, WorkerProcess], repeats: int) -> dict[str, li
         start = number % len(names)
         for name in names[start:] + names[:start]:
             if number % every[name] == 0:
-                samples[name] += _turn(name, workers[name])
+                samples[name] += _turn(name, workers[name], *turn)
     return samples
 
 
-def _turn(name: str, worker: WorkerProcess) -> list[float]:
+def _turn(name: str, worker: WorkerProcess, count: int, warm_s: float) -> list[float]:
     worker.proceed()
     try:
-        return ask(name, worker, ("time", 1), TURN_S)
+        return ask(name, worker, ("time", count, warm_s), TURN_S)
     finally:
         worker.pause()
 

@@ -19,6 +19,7 @@ __all__ = [
     "hide_torch",
     "idle_passes",
     "load_meta_schedule",
+    "load_wmma",
     "read_database",
     "structural_key",
     "to_plain",
@@ -44,7 +45,8 @@ def load_meta_schedule(kind: str = "llvm") -> Any:
 
     TVM imports `tvm.s_tir.tensor_intrin` in every TuneContext and in every build; its `__init__` parses the
     intrinsics of all targets as TVMScript. A package of the same name and path that imports nothing by itself
-    takes its place; the one sub-module a target's schedule rules name is loaded into it. `kind` is the target kind.
+    takes its place; the one sub-module a target's schedule rules name is loaded into it. `kind` is the target kind. On
+    CUDA that is none: the rules name wmma intrinsics, for half precision, which `load_wmma` loads.
     """
     import tvm
     import tvm.s_tir
@@ -55,10 +57,15 @@ def load_meta_schedule(kind: str = "llvm") -> Any:
         package.__path__ = [str(Path(tvm.s_tir.__file__).parent / "tensor_intrin")]
         sys.modules[_INTRINSICS] = package
         tvm.s_tir.tensor_intrin = package
-    # The LLVM rules of AVX-512 machines name dot_16x4; the CUDA rules name the wmma intrinsics.
-    importlib.import_module(f"{_INTRINSICS}.{'cuda' if kind == 'cuda' else 'x86'}")
+    if kind == "llvm":  # the rules of AVX-512 machines name dot_16x4
+        importlib.import_module(f"{_INTRINSICS}.x86")
     logging.getLogger("tvm").setLevel(logging.WARNING)
     return meta_schedule
+
+
+def load_wmma() -> None:
+    """Load the intrinsics of tensor cores (8 CPU-seconds); without them a CUDA space has no sketch that uses them."""
+    importlib.import_module(f"{_INTRINSICS}.cuda")
 
 
 def read_database(folder: Path, kind: str, fastest: int | None = None) -> Any:

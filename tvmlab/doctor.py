@@ -22,15 +22,8 @@ import psutil
 from filelock import FileLock, Timeout
 
 from tvmlab.core import MissingTool
-from tvmlab.hardware import (
-    MIN_DISK_BYTES,
-    cuda_compiler,
-    existing_folder,
-    nvidia_gpus,
-    read_cpu,
-    require_compiler,
-    require_disk,
-)
+from tvmlab.cuda import WHEELS, cuda_compiler, gpu_problems, library_folders, nvidia_gpus
+from tvmlab.hardware import MIN_DISK_BYTES, existing_folder, read_cpu, require_compiler, require_disk
 from tvmlab.records import default_runs_dir
 from tvmlab.roofline import child_env, default_cache_dir
 
@@ -40,7 +33,6 @@ _DISK_WARN = 2e9
 _MEMORY_FAIL, _MEMORY_WARN = 500e6, 2e9
 _PROBE_TIMEOUT_S = 120.0
 _MARKS = {"ok": "✓", "warn": "!", "fail": "✗"}
-_CUDA_WHEELS = "pip install cuda-bindings nvidia-cuda-nvrtc nvidia-cuda-runtime nvidia-cuda-cccl"
 
 
 @dataclass(frozen=True)
@@ -193,8 +185,10 @@ def _answer_probe() -> None:
 def _probe_tvm() -> dict[str, Any]:
     """The probe's answer, or {"error": what became of it}."""
     command = [sys.executable, "-c", _PROBE]
+    folders = [*library_folders(), *filter(None, [os.environ.get("LD_LIBRARY_PATH")])]
+    env = child_env({"LD_LIBRARY_PATH": os.pathsep.join(folders)})
     try:
-        done = subprocess.run(command, env=child_env({}), capture_output=True, timeout=_PROBE_TIMEOUT_S)
+        done = subprocess.run(command, env=env, capture_output=True, timeout=_PROBE_TIMEOUT_S)
     except subprocess.TimeoutExpired:
         return {"error": f"no answer in {_PROBE_TIMEOUT_S:.0f} s"}
     if done.returncode == 0:
@@ -233,17 +227,16 @@ def _check_cpu(probe: Mapping[str, Any]) -> list[Check]:
 
 def _check_gpu(nvml: Any, probe: Mapping[str, Any]) -> list[Check]:
     gpus, problems = nvidia_gpus(nvml, os.environ.get("CUDA_VISIBLE_DEVICES"))
-    checks = [Check("GPU", "warn", problem, "try nvidia-smi; reinstall the driver or reboot") for problem in problems]
+    problems += gpu_problems(gpus)
+    checks = [Check("GPU", "fail" if p.fatal else "warn", p.text, p.remedy) for p in problems]
     if not gpus:
         return checks or [Check("GPU", "ok", "no NVIDIA GPU attached: CPU only")]
     checks += [Check("GPU", "ok", f"cuda:{gpu.index} {gpu.name}, {gpu.arch}, driver {gpu.driver}") for gpu in gpus]
     if mode := cuda_compiler():
         checks.append(Check("CUDA compiler", "ok", mode))
-    else:
-        checks.append(Check("CUDA compiler", "warn", "neither NVRTC nor nvcc is there", _CUDA_WHEELS))
     if "error" not in probe and not probe["cuda"]:
         detail = "TVM sees no GPU: its runtime needs libcudart.so.13 where the loader finds it"
-        checks.append(Check("CUDA runtime", "warn", detail, f"{_CUDA_WHEELS}, with its lib on LD_LIBRARY_PATH"))
+        checks.append(Check("CUDA runtime", "fail", detail, WHEELS))
     return checks
 
 

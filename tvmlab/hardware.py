@@ -1,10 +1,9 @@
-"""What the machine has: the CPU this process may use, NVIDIA GPUs, compilers, disk. Imports no TVM."""
+"""What the machine has: the CPU this process may use, a C compiler, disk. Imports no TVM."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
-import importlib.util
 import math
 import os
 import platform
@@ -12,10 +11,9 @@ import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import psutil
 
@@ -24,12 +22,8 @@ from tvmlab.core import MissingTool
 __all__ = [
     "MIN_DISK_BYTES",
     "Cpu",
-    "Gpu",
     "compiler",
-    "cuda_attrs",
-    "cuda_compiler",
     "existing_folder",
-    "nvidia_gpus",
     "read_cpu",
     "require_compiler",
     "require_disk",
@@ -174,134 +168,6 @@ def _text(path: Path) -> str:
         return path.read_text().strip()
     except OSError:
         return ""
-
-
-@dataclass(frozen=True)
-class Gpu:
-    """An NVIDIA GPU, numbered as CUDA numbers it when CUDA_DEVICE_ORDER is PCI_BUS_ID."""
-
-    index: int
-    name: str
-    capability: tuple[int, int]
-    memory_bytes: int
-    driver: str
-    uuid: str
-
-    @property
-    def arch(self) -> str:
-        """The architecture as TVM names it: from compute capability 9.0 on with the suffix of all features.
-
-        >>> Gpu(0, "NVIDIA H200", (9, 0), 0, "", "").arch, Gpu(0, "NVIDIA A100", (8, 0), 0, "", "").arch
-        ('sm_90a', 'sm_80')
-        """
-        major, minor = self.capability
-        return f"sm_{major}{minor}{'a' if major >= 9 else ''}"
-
-
-def nvidia_gpus(nvml: Any = None, visible: str | None = None) -> tuple[list[Gpu], list[str]]:
-    """The GPUs that NVML lists, and what went wrong on the way.
-
-    `nvml` is the module pynvml or one like it; `visible` is what CUDA_VISIBLE_DEVICES says (None: all).
-    Without NVML's library there is no driver: no GPU, nothing wrong. A driver that does not answer is one.
-    """
-    nvml = importlib.import_module("pynvml") if nvml is None else nvml
-    try:
-        nvml.nvmlInit()
-    except nvml.NVMLError as error:
-        if error.value == nvml.NVML_ERROR_LIBRARY_NOT_FOUND:
-            return [], []
-        return [], [f"the NVIDIA driver does not answer ({error})"]
-    try:
-        return _list_gpus(nvml, visible)
-    except nvml.NVMLError as error:
-        return [], [f"the NVIDIA driver does not list its GPUs ({error})"]
-    finally:
-        nvml.nvmlShutdown()
-
-
-def _list_gpus(nvml: Any, visible: str | None) -> tuple[list[Gpu], list[str]]:
-    driver = _string(nvml.nvmlSystemGetDriverVersion())
-    found: list[Gpu | None] = []
-    problems = []
-    for index in range(nvml.nvmlDeviceGetCount()):
-        try:
-            handle = nvml.nvmlDeviceGetHandleByIndex(index)
-            found.append(Gpu(
-                index=index,
-                name=_string(nvml.nvmlDeviceGetName(handle)),
-                capability=tuple(nvml.nvmlDeviceGetCudaComputeCapability(handle)),
-                memory_bytes=int(nvml.nvmlDeviceGetMemoryInfo(handle).total),
-                driver=driver,
-                uuid=_string(nvml.nvmlDeviceGetUUID(handle)),
-            ))  # fmt: skip
-        except nvml.NVMLError as error:
-            found.append(None)
-            problems.append(f"GPU {index} does not answer ({error})")
-    chosen = found if visible is None else _visible(found, visible)
-    return [_renumbered(gpu, number) for number, gpu in enumerate(chosen) if gpu is not None], problems
-
-
-def _visible(gpus: Sequence[Gpu | None], visible: str) -> list[Gpu | None]:
-    """CUDA's own rule: indices or UUID prefixes, in the order given, up to the first that names no GPU."""
-    chosen: list[Gpu | None] = []
-    for word in (word.strip() for word in visible.split(",")):
-        if word.isdigit() and int(word) < len(gpus):
-            chosen.append(gpus[int(word)])
-            continue
-        match = [gpu for gpu in gpus if gpu is not None and word and gpu.uuid.startswith(word)]
-        if len(match) != 1:
-            break
-        chosen.append(match[0])
-    return chosen
-
-
-def _renumbered(gpu: Gpu, number: int) -> Gpu:
-    return Gpu(number, gpu.name, gpu.capability, gpu.memory_bytes, gpu.driver, gpu.uuid)
-
-
-def _string(text: str | bytes) -> str:
-    return text.decode() if isinstance(text, bytes) else text
-
-
-# The largest shared memory a thread block may opt in to, in KiB, by compute capability: CUDA C++ Programming
-# Guide, appendix "Compute Capabilities", table "Technical Specifications per Compute Capability" (CCCL's
-# cuda/__device/arch_traits.h has the same numbers). Threads per block (1024), warp size (32) and the shared
-# memory of a kernel that does not opt in, which is TVM's limit (48 KiB), are equal for all.
-_OPT_IN_KIB = {
-    "50": 48, "52": 48, "53": 48, "60": 48, "61": 48, "62": 48, "70": 96, "72": 96, "75": 64, "80": 163,
-    "86": 99, "87": 163, "88": 99, "89": 99, "90": 227, "100": 227, "103": 227, "110": 227, "120": 99,
-    "121": 99,
-}  # fmt: skip
-_HALF_REGISTERS = {"53", "62"}  # 32K registers a block, from the same table
-
-
-def cuda_attrs(arch: str) -> tuple[dict[str, Any], dict[str, Any]] | None:
-    """TVM's target attributes of a CUDA architecture, and its details; None for an unknown architecture.
-
-    >>> attrs, details = cuda_attrs("sm_90a")
-    >>> attrs["max_shared_memory_per_block"], details["shared_memory_optin_bytes"]
-    (49152, 232448)
-    """
-    match = re.fullmatch(r"sm_(\d+)[af]?", arch)
-    if not match or match[1] not in _OPT_IN_KIB:
-        return None
-    attrs = {
-        "kind": "cuda",
-        "arch": arch,
-        "max_threads_per_block": 1024,
-        "max_num_threads": 1024,
-        "thread_warp_size": 32,
-        "registers_per_block": 32768 if match[1] in _HALF_REGISTERS else 65536,
-        "max_shared_memory_per_block": 49152,
-    }
-    return attrs, {"shared_memory_optin_bytes": _OPT_IN_KIB[match[1]] * 1024}
-
-
-def cuda_compiler() -> str | None:
-    """What compiles CUDA here, as TVM_CUDA_COMPILE_MODE names it: 'nvrtc' (TVM's default), 'nvcc' or None."""
-    if importlib.util.find_spec("cuda") and importlib.util.find_spec("cuda.bindings"):
-        return "nvrtc"
-    return "nvcc" if shutil.which("nvcc") else None
 
 
 def compiler() -> str | None:

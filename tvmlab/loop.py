@@ -1,8 +1,9 @@
 """The loop: the only file that knows both search and measure. It runs in the search process of a run.
 
 While a batch is built by the workers, the next one is searched for in this process; while a candidate runs on a CPU,
-nothing else does. A batch is therefore chosen before the one under way is known, always by exactly one batch, so the
-same seed and the same answers give the same candidates.
+nothing else does. On a GPU the next batch is built, and another searched for, while one runs. A batch is therefore
+chosen before the one under way is known, always by exactly one batch, so the same seed and the same answers give the
+same candidates.
 """
 
 from __future__ import annotations
@@ -131,12 +132,14 @@ def _search(
         busy = under_way.key if under_way else None
         following = None if session.is_over else _next_batch(session, allocator, strategies, sizes, left, busy)
         session.search_s += time.perf_counter() - started
+        ahead = _begin(session, strategies, following) if session.measurer.overlaps else None
         trials = _measure_batch(session, allocator, number, under_way) if under_way else []
         finished, under_way = under_way, None
         if following is not None and not session.is_over:
-            key, candidates = following
-            left -= len(candidates)
-            under_way = _Batch(strategies[key], key, candidates, session.measurer.measure(candidates))
+            left -= len(following[1])
+            under_way = ahead or _begin(session, strategies, following)
+        elif ahead:
+            ahead.measurements.close()
         if finished:  # told while the next batch is being built
             started = time.perf_counter()
             finished.strategy.tell(finished.candidates[: len(trials)], trials)
@@ -227,6 +230,16 @@ class _Batch:
     key: str
     candidates: list[Candidate]
     measurements: Generator[Measurement]
+
+
+def _begin(
+    session: Session, strategies: dict[str, Strategy], following: tuple[str, list[Candidate]] | None
+) -> _Batch | None:
+    """Give the next batch to the measurer, which begins to build it; None if there is none."""
+    if following is None:
+        return None
+    key, candidates = following
+    return _Batch(strategies[key], key, candidates, session.measurer.measure(candidates))
 
 
 def _next_batch(

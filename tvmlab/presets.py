@@ -49,7 +49,7 @@ def preset(name: str, model: str, target: str = "auto", **knobs: Any) -> Experim
     "max" is the seed texts' advice for the best performance: both engines with 3000 trials a task, no early stopping,
     at least 3000 new trials of AutoTVM's of which 500 start at random, the faster schedule of each task kept. Each
     searches what the one before it searches, and more: on a CPU templates in layouts that are chosen first, on a GPU
-    sketches. `estimate_time` says how long. Raises InputError for an unknown name, model or target.
+    templates and sketches. `estimate_time` says how long. Raises InputError for an unknown name, model or target.
 
     >>> [step.code() for step in preset("default", "alexnet", "cpu").steps]
     ['LayoutTuning()', 'AutoTVM()']
@@ -63,9 +63,10 @@ def preset(name: str, model: str, target: str = "auto", **knobs: Any) -> Experim
 def _steps(name: str, fast: tuple[Any, ...]) -> tuple[Any, ...]:
     if name == "fast":
         return fast
-    *before, engine = fast
+    engines = [step for step in fast if isinstance(step, AutoTVM | Ansor)]
+    before = [step for step in fast if step not in engines]
     if name == "default":
-        return (*before, type(engine)())
+        return (*before, *(type(engine)() for engine in engines))
     autotvm = AutoTVM(
         kernel_trials=_MAX_TRIALS,
         early_stopping_threshold="100 %",
@@ -73,7 +74,7 @@ def _steps(name: str, fast: tuple[Any, ...]) -> tuple[Any, ...]:
         random_trials=_MAX_RANDOM,
     )
     ansor = Ansor(trials_per_kernel=_MAX_TRIALS, early_stopping_threshold="100 %")
-    return (*before, autotvm, ansor) if isinstance(engine, AutoTVM) else (*before, ansor, autotvm)
+    return (*before, autotvm, ansor)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@
      selective.json     which tasks are alike, which were searched and why (tvmlab.selective_step)
      refine.json        schedules that lost in the whole model (tvmlab.measure.refine)
      trials.jsonl       one Trial a line, appended and flushed
+     device.jsonl       on a GPU, a line a batch: clocks, power, temperature, throttled (tvmlab.measure.watch)
      state.json         status, heartbeat, pid
      lock               held by the search process for as long as it lives
      log.txt            what the search process printed
@@ -275,6 +276,12 @@ class RunFolder:
             f"line {number} of {self.path / 'trials.jsonl'} is damaged ({error})",
             remedy="delete that line; the other trials are whole",
         )
+
+    def batches(self) -> list[dict[str, Any]]:
+        """What the GPU told of itself, a row a batch, as of tvmlab.measure.watch; empty on a CPU."""
+        path = self.path / "device.jsonl"
+        lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+        return [orjson.loads(line) for line in lines if line.endswith(b"\n")]
 
     def log_tail(self, lines: int = 20) -> str:
         """The last lines the search process printed."""

@@ -28,6 +28,7 @@ import platformdirs
 from filelock import FileLock
 
 from tvmlab.core import MissingTool, Roofline
+from tvmlab.nvrtc import compile_kernels
 
 __all__ = ["cached_roofline", "child_env", "default_cache_dir", "measure"]
 
@@ -283,6 +284,7 @@ def _measure_cpu(request: Mapping[str, Any], target: Any) -> Roofline:
 def _measure_cuda(request: Mapping[str, Any], target: Any) -> Roofline:
     import tvm
 
+    compile_kernels()
     device = tvm.cuda(int(request["device"].partition(":")[2] or 0))
     threads, chains, steps = 256, 8, 1 << 14
     blocks = 8 * device.multi_processor_count

@@ -184,14 +184,18 @@ def best(model: str, target: str = "auto", *, time_limit_s: float | None = None,
     """The experiment for a user who does not want to choose: what makes this model fast within minutes.
 
     On a CPU the layout search, then templates for every kernel; candidates are timed with cold weights if those of the
-    model do not fit the last cache, since each inference then reads them from memory. On a GPU the sketch search.
+    model do not fit the last cache, since each inference then reads them from memory. On a GPU templates, then the
+    sketch search of every kernel, of which the faster schedule is kept.
     Raises InputError for an unknown model or target.
 
     >>> [step.kind for step in best("alexnet", "cpu").steps]
     ['layouttuning', 'autotvm']
     """
     found = named_target(target)
-    steps: tuple[Any, ...] = (Ansor(trials_per_kernel=128, early_stopping_threshold=64),)
+    steps: tuple[Any, ...] = (
+        AutoTVM(kernel_trials=64, early_stopping_threshold=32),
+        Ansor(trials_per_kernel=64, early_stopping_threshold=32),
+    )
     measure = Measure()
     if found.kind == "llvm":
         steps = (LayoutTuning(), AutoTVM(kernel_trials=48, early_stopping_threshold=24))

@@ -28,7 +28,7 @@ from tvmlab.models import load_model
 from tvmlab.records import RunFolder
 from tvmlab.selective_step import said_of as selected
 from tvmlab.session import Session
-from tvmlab.targets import Target
+from tvmlab.targets import Target, require_gpu
 from tvmlab.targets import target as named_target
 from tvmlab.tasks import Task, require_tunable
 from tvmlab.transfer_step import said_of as transferred
@@ -128,8 +128,10 @@ def _outcome(session: Session) -> tuple[str, str]:
     if session.steps_done < len(session.experiment.stages) and not spent:
         if session.stop.is_set():
             return "stopped", "stopped on request; tvmlab resume continues to the total that was asked"
-        return "done", "; ".join(["the time limit was reached", *filter(None, [reuse.said_of_reuse(session.folder)])])
+        said = [reuse.said_of_reuse(session.folder), _said_of_clocks(session.folder)]
+        return "done", "; ".join(["the time limit was reached", *filter(None, said)])
     parts = [*filter(None, [reuse.said_of_reuse(session.folder)])]
+    parts += filter(None, [_said_of_clocks(session.folder)])
     if session.fell_short:
         parts.append("every task stopped early or has no more candidates")
     if minima := len(session.local_minima):
@@ -137,6 +139,16 @@ def _outcome(session: Session) -> tuple[str, str]:
     if kept := session.kept_default:
         parts.append(f"nothing could be tried for {', '.join(sorted(kept))}, which keep the default schedule")
     return "done", "; ".join([*parts, *filter(None, [transferred(session.folder), selected(session.folder)])])
+
+
+def _said_of_clocks(folder: RunFolder) -> str:
+    """How many batches were measured while the GPU held its clocks back, and why."""
+    batches = folder.batches()
+    throttled = [row["throttled"] for row in batches if row["throttled"]]
+    reasons = ", ".join(sorted({reason for row in throttled for reason in row}))
+    return (
+        f"{len(throttled)} of {len(batches)} batches were measured on a throttled GPU ({reasons})" if throttled else ""
+    )
 
 
 def _write(folder: RunFolder, session: Session, status: str, message: str = "") -> None:
@@ -173,6 +185,8 @@ def check_experiment(experiment: Experiment) -> None:
             f"target {experiment.target!r} has no device here to measure on",
             remedy="use one that tvmlab.targets() lists; a target without its device is for compiling only",
         )
+    if target.kind == "cuda":
+        require_gpu(target.device)
     if target.kind != "llvm" and any(isinstance(step, LayoutTuning) for step in experiment.stages):
         raise InputError(
             f"LayoutTuning does not work on {target.label}",

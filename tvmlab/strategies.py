@@ -17,6 +17,7 @@ from tvmlab.search.costmodel import CostModel
 from tvmlab.search.droplet import Droplet as Descent
 from tvmlab.search.droplet import DropletTuner, Numbered, Walkable
 from tvmlab.search.evolution import Evolution
+from tvmlab.search.fallback import Fallback
 from tvmlab.search.genetic import Genetic
 from tvmlab.search.grid import Grid
 from tvmlab.search.random_search import RandomSearch
@@ -97,7 +98,7 @@ class Strategies(dict[str, Strategy]):
         if self._transfers is not None:
             self[key] = self._transfers.strategy(task)
         elif isinstance(step, Ansor):
-            self[key] = self._evolution(task, step)
+            self[key] = self._sketched(task, step)
         elif isinstance(step, Droplet):
             self[key] = self._descent(task, step)
         else:
@@ -105,6 +106,12 @@ class Strategies(dict[str, Strategy]):
             space = template_space(task, self._session.target)
             self[key] = self._evolution(task, Ansor()) if space is None else self._tuner(space, step)
         return self[key]
+
+    def _sketched(self, task: Task, step: Ansor) -> Strategy:
+        """Evolution; on a GPU the task's template takes its place where its sketches have no valid point."""
+        template = template_space(task, self._session.target) if self._session.target.kind == "cuda" else None
+        first = self._evolution(task, step)
+        return first if template is None else Fallback(first, lambda: self._tuner(template, AutoTVM()))
 
     def _evolution(self, task: Task, options: Ansor) -> Strategy:
         return Evolution(

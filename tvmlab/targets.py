@@ -16,10 +16,11 @@ from typing import Any
 
 from tvmlab import llvm
 from tvmlab.core import InputError, MissingTool, RecordError, Roofline
-from tvmlab.hardware import Cpu, Gpu, cuda_attrs, cuda_compiler, nvidia_gpus, read_cpu
+from tvmlab.cuda import Gpu, Problem, cuda_attrs, cuda_compiler, gpu_problems, l2_bytes, library_folders, nvidia_gpus
+from tvmlab.hardware import Cpu, read_cpu
 from tvmlab.roofline import cached_roofline, default_cache_dir
 
-__all__ = ["Target", "TargetList", "cpu_target", "gpu_targets", "target", "targets"]
+__all__ = ["Target", "TargetList", "cpu_target", "gpu_targets", "require_gpu", "target", "targets"]
 
 _EXAMPLES = "'auto', 'cpu', 'cuda:0', or to compile only 'cpu:znver5', 'nvidia/nvidia-h100', 'sm_80'"
 
@@ -76,14 +77,16 @@ class Target:
         return llvm.vector_bits(llvm.features(self.attrs))
 
     def worker_env(self) -> dict[str, str]:
-        """Environment variables of a process that runs this target's kernels.
+        """Environment variables of a process that builds or runs this target's kernels.
 
-        TVM's own thread count on x86 is half the logical CPUs, whatever the target says.
+        On CUDA the compiler, and where the loader finds what TVM's CUDA runtime needs; on a CPU the threads: TVM's own
+        thread count on x86 is half the logical CPUs, whatever the target says.
         """
         if self.kind == "cuda":
             mode = cuda_compiler()
-            numbered = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
-            return numbered | ({"TVM_CUDA_COMPILE_MODE": mode} if mode else {})
+            folders = [*library_folders(), *filter(None, [os.environ.get("LD_LIBRARY_PATH")])]
+            env = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "LD_LIBRARY_PATH": os.pathsep.join(folders)}
+            return env | ({"TVM_CUDA_COMPILE_MODE": mode} if mode else {})
         bind = self.details.get("bind_threads", False)
         return {
             "TVM_NUM_THREADS": str(self.attrs.get("num-cores", 1)),
@@ -157,12 +160,32 @@ def targets(*, cache_dir: str | Path | None = None, refresh: bool = False) -> Ta
     """What is attached: the NVIDIA GPUs, then the CPU.
 
     Rooflines come from `cache_dir` (None: tvmlab's folder in the user's cache); `refresh` measures them anew,
-    which is worth it if the machine was busy the first time. A driver that does not answer is a warning.
+    which is worth it if the machine was busy the first time. What is wrong with a GPU is a warning each: no driver, or
+    one that is too old or does not answer; no compiler, or one that does not know the card; little memory free, other
+    processes on it; cards of different kinds.
     """
-    where = Path(cache_dir) if cache_dir is not None else default_cache_dir()
-    gpus, problems = nvidia_gpus(visible=os.environ.get("CUDA_VISIBLE_DEVICES"))
+    gpus, problems = _gpus()
     for problem in problems:
-        warnings.warn(f"{problem}: run tvmlab doctor", RuntimeWarning, stacklevel=2)
+        warnings.warn(str(problem), RuntimeWarning, stacklevel=2)
+    return _attached_to(gpus, cache_dir, refresh=refresh)
+
+
+def require_gpu(device: str) -> None:
+    """Raise MissingTool if nothing can be tuned on a GPU ("cuda:0") as the machine is."""
+    _, problems = _gpus(device)
+    if fatal := next((problem for problem in problems if problem.fatal), None):
+        raise MissingTool(fatal.text, remedy=fatal.remedy)
+
+
+def _gpus(device: str = "") -> tuple[list[Gpu], list[Problem]]:
+    """The GPUs, or the one of this name, and what is wrong with them."""
+    gpus, problems = nvidia_gpus(visible=os.environ.get("CUDA_VISIBLE_DEVICES"))
+    gpus = [gpu for gpu in gpus if device in ("", f"cuda:{gpu.index}")]
+    return gpus, [*problems, *gpu_problems(gpus)]
+
+
+def _attached_to(gpus: Iterable[Gpu], cache_dir: str | Path | None, *, refresh: bool = False) -> TargetList:
+    where = Path(cache_dir) if cache_dir is not None else default_cache_dir()
     return TargetList([*gpu_targets(gpus, where, refresh=refresh), cpu_target(read_cpu(), where, refresh=refresh)])
 
 
@@ -189,28 +212,13 @@ def gpu_targets(gpus: Iterable[Gpu], cache_dir: Path, *, refresh: bool = False) 
     for gpu in gpus:
         known = cuda_attrs(gpu.arch)
         attrs, details = known if known else ({"kind": "cuda", "arch": gpu.arch}, {})
-        attrs = {**attrs, **_asked_of_device(gpu)}
+        l2 = l2_bytes(gpu)
+        attrs = {**attrs, **({"l2_cache_size_bytes": l2} if l2 else {})}
         details = {**details, "memory_bytes": gpu.memory_bytes, "driver": gpu.driver, "uuid": gpu.uuid}
         label = f"{gpu.name}, {gpu.memory_bytes / 2**30:.0f} GiB, {gpu.arch}"
         made = Target(f"cuda:{gpu.index}", label, "cuda", attrs, f"cuda:{gpu.index}", details)
         found.append(_measurable(made, {"uuid": gpu.uuid, "arch": gpu.arch}, cache_dir, refresh))
     return found
-
-
-def _asked_of_device(gpu: Gpu) -> dict[str, Any]:
-    """What TVM's CUDA runtime says of the device, if it has loaded and numbers the devices as NVML does."""
-    import tvm
-
-    device = tvm.cuda(gpu.index)
-    if not device.exist or device.compute_version != "{}.{}".format(*gpu.capability):
-        return {}
-    asked = {
-        "max_threads_per_block": device.max_threads_per_block,
-        "thread_warp_size": device.warp_size,
-        "max_shared_memory_per_block": device.max_shared_memory_per_block,
-        "l2_cache_size_bytes": device.l2_cache_size_bytes,
-    }
-    return {name: int(value) for name, value in asked.items() if value}
 
 
 def _measurable(made: Target, identity: dict[str, Any], cache_dir: Path, refresh: bool) -> Target:
@@ -249,15 +257,17 @@ def target(name: str, *, cache_dir: str | Path | None = None) -> Target:
 
 
 def _attached(name: str, cache_dir: str | Path | None) -> Target:
-    found = targets(cache_dir=cache_dir)
+    gpus, problems = nvidia_gpus(visible=os.environ.get("CUDA_VISIBLE_DEVICES"))
+    found = _attached_to(gpus, cache_dir)
     if name == "auto":
         return found[0]
     wanted = "cuda:0" if name == "cuda" else name
     if match := next((item for item in found if item.device == wanted), None):
         return match
     if len(found) == 1:
+        why = next((f" ({problem.text})" for problem in [*problems, *gpu_problems([])]), "")
         remedy = "use 'cpu', or compile only for a named GPU such as 'nvidia/nvidia-h100' or 'sm_80'"
-        raise MissingTool(f"target {name!r} needs an NVIDIA GPU and none is attached", remedy=remedy)
+        raise MissingTool(f"target {name!r} needs an NVIDIA GPU and none is attached{why}", remedy=remedy)
     raise InputError(f"no target {name!r}", remedy=f"attached are {', '.join(item.name for item in found)}")
 
 
@@ -280,7 +290,7 @@ def _from_tag(name: str) -> Target:
     if name not in tags:
         close = difflib.get_close_matches(name, [*tags, "auto", "cpu", "cuda:0"], n=3, cutoff=0.7)
         hint = f"did you mean {' or '.join(map(repr, close))}? " if close else ""
-        attached = ", ".join(item.name for item in targets())
+        attached = ", ".join(item.name for item in _attached_to(_gpus()[0], None))
         raise InputError(f"unknown target {name!r}", remedy=f"{hint}attached are {attached}; names are {_EXAMPLES}")
     attrs = _plain(tvm.target.Target(name))
     _check_kind(name, attrs)
@@ -303,7 +313,7 @@ def _from_json(text: str, cache_dir: str | Path | None) -> Target:
         made = Target(text, f"any {attrs['arch']} GPU (compile only)", "cuda", attrs, None, details)
         made.to_tvm()
     same = ("mcpu", "mattr", "mtriple") if made.kind == "llvm" else ("arch",)
-    for item in targets(cache_dir=cache_dir):
+    for item in _attached_to(_gpus()[0], cache_dir):
         if item.kind == made.kind and all(item.attrs.get(key) == attrs.get(key) for key in same):
             details = {**item.details, "cores": attrs.get("num-cores", 1)} if made.kind == "llvm" else item.details
             on_device = Target(text, item.label, made.kind, attrs, item.device, details)

@@ -162,16 +162,19 @@ def key_of(lowered: Any, function: str) -> str:
     return structural_key(tvm.get_global_func("tvm.s_tir.meta_schedule.normalize_mod")(lowered[function]))
 
 
-def compile_model(lowered: Any, target: Target, database: Any = None) -> Any:
+def compile_model(lowered: Any, target: Target, database: Any = None, *, cuda_graph: bool = True) -> Any:
     """Compile a lowered model; tasks in the database take their best schedule, the others their default one.
 
-    Returns TVM's VMExecutable. `lowered` is the first result of `lower`.
+    Returns TVM's VMExecutable. `lowered` is the first result of `lower`. On a GPU the kernels that neither read the
+    model's inputs nor write its outputs become one CUDA graph, captured at the first inference: at batch 1 a launch may
+    take longer than its kernel. Without `cuda_graph` each is launched by itself, as an instrument needs it.
     """
     import tvm
     from tvm.relax import transform
 
     load_meta_schedule(target.kind)
-    with target.to_tvm(), tvm.transform.PassContext(opt_level=3, disabled_pass=idle_passes(target.kind)):
+    config = {"relax.backend.use_cuda_graph": cuda_graph} if target.kind == "cuda" else {}
+    with target.to_tvm(), tvm.transform.PassContext(3, disabled_pass=idle_passes(target.kind), config=config):
         if database is not None:
             with database:
                 lowered = transform.MetaScheduleApplyDatabase()(lowered)

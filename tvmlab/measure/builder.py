@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,9 +40,20 @@ class Build:
 
 
 class BuilderPool:
-    """`workers` processes that compile TensorIR modules (function `main`) for one target."""
+    """`workers` processes that compile TensorIR modules (function `main`) for one target.
 
-    def __init__(self, target_json: dict[str, Any], workers: int, timeout_s: float, scratch: Path, log: Path) -> None:
+    `environment` is what they need beside this process's: on CUDA the compiler, and where its libraries are.
+    """
+
+    def __init__(
+        self,
+        target_json: dict[str, Any],
+        workers: int,
+        timeout_s: float,
+        scratch: Path,
+        log: Path,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         self._timeout_s = timeout_s
         self._target = target_json
         self._scratch = scratch
@@ -49,9 +61,10 @@ class BuilderPool:
         self._idle: SimpleQueue[WorkerProcess] = SimpleQueue()
         self._workers = []
         self._jobs: dict[WorkerProcess, int] = {}
+        # One thread in a build worker: the pool as a whole fills the cores.
+        environment = {**(environment or {}), "TVM_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
         for _ in range(workers):
-            # One thread in a build worker: the pool as a whole fills the cores.
-            worker = WorkerProcess(__name__, [], log, {"TVM_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"})
+            worker = WorkerProcess(__name__, [], log, environment)
             worker.start()
             self._workers.append(worker)
             self._idle.put(worker)
@@ -129,8 +142,11 @@ def compile_to(module_json: str, target_json: dict[str, Any], folder: Path) -> s
     from tvm.s_tir.transform import RemoveWeightLayoutRewriteBlock
 
     from tvmlab.compat import idle_passes, load_meta_schedule
+    from tvmlab.nvrtc import compile_kernels
 
     load_meta_schedule(target_json["kind"])
+    if target_json["kind"] == "cuda":
+        compile_kernels()
     target = tvm.target.Target(target_json)
     module = RemoveWeightLayoutRewriteBlock(skip_tensor_rewrite=True)(tvm.ir.load_json(module_json))
     library = folder / "kernel.so"

@@ -91,11 +91,9 @@ class Device:
     def __init__(self, name: str) -> None:
         import tvm
 
-        from tvmlab.compat import load_meta_schedule
-
         kind, _, index = name.partition(":")
-        load_meta_schedule(kind)
         self._device = tvm.device(kind, int(index or 0))
+        self._kind = kind
         self._tasks: OrderedDict[str, _Task] = OrderedDict()
         self._rivals: dict[str, _Rival] = {}
 
@@ -108,7 +106,21 @@ class Device:
             text = str(error).strip()
             limit = any(word in text for word in ("OUT_OF_RESOURCES", "OUT_OF_MEMORY", "out of memory"))
             status = TrialStatus.OUT_OF_LIMITS if limit else TrialStatus.RUN_ERROR
+            status = TrialStatus.CRASHED if self._is_lost() else status
             return Measurement(status, message=text.splitlines()[-1][:300] if text else type(error).__name__)
+
+    def _is_lost(self) -> bool:
+        """Whether nothing runs on the device any more: after an illegal access every call of CUDA's fails.
+
+        CUDA C++ Programming Guide, "Error Handling": such an error stays until the process ends.
+        """
+        if self._kind != "cuda":
+            return False
+        try:
+            self._device.sync()
+        except Exception:  # noqa: BLE001  whatever TVM makes of CUDA's error
+            return True
+        return False
 
     def do_ping(self) -> str:
         """Answered once TVM is loaded."""

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+import threading
 import time
 from collections.abc import Generator, Sequence
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from tvmlab.experiment import Measure
 from tvmlab.measure.builder import Build, BuilderPool, remove_build
 from tvmlab.measure.process import WorkerDied, WorkerProcess, WorkerTimeout
 from tvmlab.measure.rivals import RivalBuilds
+from tvmlab.measure.watch import NoWatch, Watch
 from tvmlab.targets import Target
 from tvmlab.tasks import Task, arguments, default_gpu_schedule
 
@@ -31,7 +33,11 @@ _DEFAULT_TIMEOUT_FACTOR = 15  # an unscheduled kernel is up to this much slower 
 class LocalMeasurer:
     """Builds and runs candidates of the given tasks. Use as a context manager: leaving it ends every process.
 
-    `folder` takes the workers' output (log.txt) and, while they live, the compiled candidates.
+    `folder` takes the workers' output (log.txt), on a GPU what the device told of itself (device.jsonl), and, while
+    the workers live, the compiled candidates.
+
+    On a CPU target nothing is built while a candidate runs: both would use the same cores. On a GPU candidates run as
+    they are built, in a thread that alone talks to the device's process, while the caller does other work (`overlaps`).
     """
 
     def __init__(self, tasks: Sequence[Task], target: Target, options: Measure, folder: Path) -> None:
@@ -49,12 +55,20 @@ class LocalMeasurer:
         is_cold = options.cold_weights and target.kind == "llvm"
         self._cold_cache_bytes = (target.details.get("cache_bytes") or _USUAL_CACHE_BYTES) if is_cold else 0
         workers = options.build_workers or len(os.sched_getaffinity(0))
-        self._builders = BuilderPool(target.attrs, workers, options.build_timeout_s, Path(self._scratch.name), log)
-        self._rivals = RivalBuilds(lambda rival: self._builders.submit(_to_json(rival.payload.mod)))
+        environment = target.worker_env()
+        scratch = Path(self._scratch.name)
+        for_builds = environment if target.kind == "cuda" else {}
+        self._builders = BuilderPool(target.attrs, workers, options.build_timeout_s, scratch, log, for_builds)
+        self.overlaps = target.kind == "cuda"
+        at_once = 2 if self.overlaps else 1  # those of the batch that runs, and of the one that is built
+        self._rivals = RivalBuilds(lambda rival: self._builders.submit(_to_json(rival.payload.mod)), at_once)
         # By task: the path of the rival that was loaded, by which start of the device's process, and why not.
         self._loaded_rivals: dict[str, tuple[str, int, str]] = {}
-        self._device = WorkerProcess("tvmlab.measure.device", [target.device], log, target.worker_env())
+        self._device = WorkerProcess("tvmlab.measure.device", [target.device], log, environment)
         self._device.start()
+        self._closing = threading.Event()
+        self._turn = ThreadPoolExecutor(1, thread_name_prefix="device")
+        self._watch = self._open_watch(folder / "device.jsonl")
         self.build_wait_s = 0.0
         self.run_s = 0.0
 
@@ -63,6 +77,10 @@ class LocalMeasurer:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+    def _open_watch(self, path: Path) -> NoWatch:
+        uuid = self._target.details.get("uuid")
+        return Watch.open(uuid, path) if self.overlaps and uuid else NoWatch()
 
     @property
     def pids(self) -> list[int]:
@@ -79,29 +97,62 @@ class LocalMeasurer:
                 with self._target.to_tvm():
                     module = default_gpu_schedule(module)
             self._references[key] = self._builders.submit(_to_json(module))
-        return (self._measure_default(key) for key in task_keys)
+        return (self._turn.submit(self._measure_default, key).result() for key in task_keys)
 
     def measure(self, candidates: Sequence[Candidate]) -> Generator[Measurement]:
-        """Measure candidates, in order. Builds start at once; the runs start when the iterator is first advanced.
+        """Measure candidates, in order. Builds start at once; the runs too if this `overlaps`, else when the iterator
+        is first advanced.
 
-        On a CPU target nothing is built while a candidate runs: both would use the same cores. A candidate with a
-        rival that can be built and run is timed in turns with it, any other alone.
+        A candidate with a rival that can be built and run is timed in turns with it, any other alone.
         """
         modules = [_to_json(candidate.payload.mod) for candidate in candidates]
-        # The largest programs first: one that takes seconds to compile must not be the last to begin.
-        order = sorted(range(len(modules)), key=lambda index: -len(modules[index]))
+        order = list(range(len(modules)))
+        if not self.overlaps:  # one that takes seconds to compile must not be the last to begin
+            order.sort(key=lambda index: -len(modules[index]))
         first = {each.task_key: each.rival for each in reversed(candidates) if each.rival is not None}
         rivals = [self._rivals.get(rival) for rival in first.values()]
-        builds = {index: self._builders.submit(modules[index]) for index in order}
-        return self._run_all(list(candidates), [builds[index] for index in range(len(modules))], rivals)
+        submitted = {index: self._builders.submit(modules[index]) for index in order}
+        builds = [submitted[index] for index in range(len(modules))]
+        if self.overlaps:
+            runs = [self._turn.submit(self._run_built, *pair) for pair in zip(candidates, builds, strict=True)]
+            self._turn.submit(self._note, list(candidates))
+            results = self._results(runs, builds)
+            next(results)  # now closing it cancels what is left, even if nothing was asked of it yet
+            return results
+        return self._run_all(list(candidates), builds, rivals)
+
+    def _results(self, runs: list[Future[Measurement]], builds: list[Future[Build]]) -> Generator[Measurement]:
+        """What the device's thread measures, as it comes; a caller that closes this cancels the rest."""
+        try:
+            yield Measurement(TrialStatus.OK)  # taken by `measure`
+            for run in runs:
+                yield run.result()
+        finally:
+            for run in runs:
+                run.cancel()
+            for build in builds:
+                build.cancel()
+
+    def _run_built(self, candidate: Candidate, build: Future[Build]) -> Measurement:
+        """Wait for a build and run it: the device's thread does one after the other."""
+        try:
+            self._wait([build])
+            found = self._run(candidate, build.result())
+        except CancelledError:
+            return Measurement(TrialStatus.BUILD_ERROR, message="the measurer was closed")
+        why = self._watch.look()
+        throttled = f"measured while the GPU was throttled: {why}" if why and found.status is TrialStatus.OK else ""
+        return replace(found, message="; ".join(filter(None, [found.message, throttled])))
+
+    def _note(self, candidates: list[Candidate]) -> None:
+        keys = list(dict.fromkeys(candidate.task_key for candidate in candidates))
+        self._watch.note({"tasks": keys, "candidates": len(candidates)})
 
     def _run_all(
         self, candidates: list[Candidate], builds: list[Future[Build]], rivals: list[Future[Build]]
     ) -> Generator[Measurement]:
-        if self._target.kind == "llvm":
-            self._wait([*builds, *rivals])
+        self._wait([*builds, *rivals])
         for position, (candidate, build) in enumerate(zip(candidates, builds, strict=True)):
-            self._wait([build])
             try:
                 yield self._run(candidate, build.result())
             except GeneratorExit:
@@ -220,10 +271,15 @@ class LocalMeasurer:
         }
 
     def _request(self, message: tuple[Any, ...], timeout_s: float) -> Measurement:
+        if self._closing.is_set():
+            return Measurement(TrialStatus.CRASHED, message="the measurer was closed")
         try:
             if self._device.pid is None:
                 self._device.request(("ping",), _START_S)
-            return self._device.request(message, timeout_s)
+            found = self._device.request(message, timeout_s)
+            if found.status is TrialStatus.CRASHED:  # it lives, but its context on the GPU is lost
+                self._device.kill()
+            return found
         except WorkerTimeout as error:
             return Measurement(TrialStatus.RUN_TIMEOUT, message=str(error))
         except WorkerDied as error:
@@ -235,8 +291,12 @@ class LocalMeasurer:
 
     def close(self) -> None:
         """End every process and delete the scratch folder."""
+        self._closing.set()
+        self._turn.shutdown(wait=False, cancel_futures=True)
         self._builders.close()
         self._device.kill()
+        self._turn.shutdown(wait=True)
+        self._device.kill()  # if the thread was just about to start it again
         self._scratch.cleanup()
 
 

@@ -21,6 +21,8 @@ class ReplayMeasurer:
     recorded seconds, not those of the replay.
     """
 
+    overlaps = False
+
     def __init__(self, trials: Iterable[Trial]) -> None:
         self._defaults: dict[str, Trial] = {}
         self._known: dict[tuple[str, str], Trial] = {}

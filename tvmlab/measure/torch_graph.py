@@ -1,11 +1,12 @@
-"""Run an ONNX graph with torch's functions, eagerly: what a torch user would run, without a converter.
+"""An ONNX graph as a torch module of torch's functions: what a torch user would run, without a converter.
 
 The operators are those of the zoo and a few more; any other is refused by name.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,11 +22,13 @@ _Function = Callable[..., Any]
 class TorchGraph:
     """A prepared ONNX graph (BatchNormalization folded) as a list of calls, one a node, in the graph's order.
 
-    Called with the inputs by name (numpy), it gives the outputs in order (numpy). Raises InputError naming the
-    operators or attributes that it does not know.
+    `module` is a torch.nn.Module on `device` ("cpu", "cuda:0") that takes the inputs and gives the outputs, in order;
+    the weights are parameters, so that torch.compile may take their addresses for fixed. The graph itself, called with
+    the inputs by name (numpy), gives the outputs in order (numpy). Raises InputError naming the operators or attributes
+    that it does not know.
     """
 
-    def __init__(self, model: ModelProto) -> None:
+    def __init__(self, model: ModelProto, device: str = "cpu") -> None:
         if missing := unsupported(model):
             raise InputError(
                 f"the torch baseline does not know the operator{'s'[: len(missing) > 1]} {', '.join(missing)}",
@@ -35,18 +38,33 @@ class TorchGraph:
 
         self._torch = torch
         self._arrays = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
-        self._constants = {name: torch.from_numpy(np.array(array)) for name, array in self._arrays.items()}
-        self._outputs = [output.name for output in model.graph.output]
-        self._calls = [(self._call(node), list(node.input), node.output[0]) for node in model.graph.node]
+        self.device = device
+        self.nodes = list(model.graph.node)
+        self._calls = [(self._call(node), list(node.input), node.output[0]) for node in self.nodes]
+        inputs = [value.name for value in model.graph.input if value.name not in self._arrays]
+        outputs = [output.name for output in model.graph.output]
+        self._inputs = inputs
+        self.module = _module(torch, self._calls, self._arrays, inputs, outputs).to(device).eval()
+
+    def tensors(self, inputs: dict[str, np.ndarray]) -> list[Any]:
+        """Inputs (numpy) as tensors on the device, in order."""
+        return [self._torch.from_numpy(array).to(self.device) for array in inputs.values()]
+
+    def walk(self, tensors: Sequence[Any]) -> Iterator[tuple[_Function, list[Any], Any]]:
+        """One inference node by node: its function, arguments and output."""
+        known = dict(zip(self._inputs, tensors, strict=True))
+        for function, names, output in self._calls:
+            for name in names:
+                if name in self._arrays and name not in known:
+                    known[name] = self._torch.from_numpy(np.array(self._arrays[name])).to(self.device)
+            arguments = [known[name] if name else None for name in names]
+            known[output] = function(*arguments)
+            yield function, arguments, known[output]
 
     def __call__(self, inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
-        """One inference."""
-        torch = self._torch
-        with torch.inference_mode():
-            known = {**self._constants, **{name: torch.from_numpy(array) for name, array in inputs.items()}}
-            for function, names, output in self._calls:
-                known[output] = function(*(known[name] if name else None for name in names))
-            return [known[name].numpy() for name in self._outputs]
+        """One inference, eagerly."""
+        with self._torch.inference_mode():
+            return [tensor.cpu().numpy() for tensor in self.module(*self.tensors(inputs))]
 
     def _call(self, node: NodeProto) -> _Function:
         attributes = {item.name: helper.get_attribute_value(item) for item in node.attribute}
@@ -56,6 +74,35 @@ class TorchGraph:
                 remedy="export the model with explicit pads, or leave 'torch' out of the baselines",
             )
         return _OPERATORS[node.op_type](self._torch, attributes, [self._arrays.get(name) for name in node.input])
+
+
+def _module(
+    torch: Any,
+    calls: list[tuple[_Function, list[str], str]],
+    arrays: dict[str, np.ndarray],
+    inputs: list[str],
+    outputs: list[str],
+) -> Any:
+    """The calls as a torch.nn.Module."""
+    read = {name for _, names, _ in calls for name in names} | set(outputs)
+    constants = {name: f"constant_{number}" for number, name in enumerate(arrays) if name in read}
+
+    class Graph(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            for name, attribute in constants.items():
+                tensor = torch.from_numpy(np.array(arrays[name]))
+                setattr(self, attribute, torch.nn.Parameter(tensor, requires_grad=False))
+
+        def forward(self, *tensors: Any) -> list[Any]:
+            known = dict(zip(inputs, tensors, strict=True))
+            for name, attribute in constants.items():
+                known[name] = getattr(self, attribute)
+            for function, names, output in calls:
+                known[output] = function(*[known[name] if name else None for name in names])
+            return [known[name] for name in outputs]
+
+    return Graph()
 
 
 def unsupported(model: ModelProto) -> list[str]:
@@ -104,7 +151,7 @@ def _max_pool(torch: Any, given: dict[str, Any], _: _Constants) -> _Function:
         "dilation": given.get("dilations", [1] * rank),
         "ceil_mode": bool(given.get("ceil_mode", 0)),
     }
-    return lambda x: function(functional.pad(x, extra, value=-np.inf) if extra else x, **options)
+    return lambda x: function(functional.pad(x, extra, value=-math.inf) if extra else x, **options)
 
 
 def _average_pool(torch: Any, given: dict[str, Any], _: _Constants) -> _Function:
@@ -149,10 +196,10 @@ def _lrn(torch: Any, given: dict[str, Any], _: _Constants) -> _Function:
 
 
 def _reshape(torch: Any, given: dict[str, Any], constants: _Constants) -> _Function:
-    shape = constants[1]
-    if shape is None:
+    if constants[1] is None:
         raise InputError("the torch baseline needs constant shapes", remedy="leave 'torch' out of the baselines")
-    return lambda x, _: x.reshape([x.shape[i] if size == 0 else int(size) for i, size in enumerate(shape)])
+    sizes = [int(size) for size in constants[1]]
+    return lambda x, _: x.reshape([x.shape[i] if size == 0 else size for i, size in enumerate(sizes)])
 
 
 def _softmax(torch: Any, given: dict[str, Any], _: _Constants) -> _Function:
@@ -169,7 +216,7 @@ def _transpose(torch: Any, given: dict[str, Any], _: _Constants) -> _Function:
 
 def _flatten(torch: Any, given: dict[str, Any], _: _Constants) -> _Function:
     axis = given.get("axis", 1)
-    return lambda x: x.reshape(int(np.prod(x.shape[:axis])), -1)
+    return lambda x: x.reshape(math.prod(x.shape[:axis]), -1)
 
 
 def _plain(name: str) -> Callable[..., _Function]:

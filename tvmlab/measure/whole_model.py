@@ -54,9 +54,12 @@ class Subject:
         self._runtime = _RUNTIMES[name](model, run, threads)
         return self._runtime()
 
-    def do_time(self, count: int) -> list[float]:
-        """Seconds of each of `count` inferences, after one that does not count."""
+    def do_time(self, count: int, warm_s: float = 0.0) -> list[float]:
+        """Seconds of each of `count` inferences, after those of the first `warm_s` seconds (one at least)."""
+        deadline = time.perf_counter() + warm_s
         self._runtime()
+        while time.perf_counter() < deadline:
+            self._runtime()
         samples = []
         for _ in range(count):
             started = time.perf_counter()
@@ -77,14 +80,23 @@ class _Tvm:
         from tvm import relax
 
         from tvmlab.compat import read_database
+        from tvmlab.nvrtc import compile_kernels
         from tvmlab.tasks import compile_model, lower
 
         target = named_target(run.experiment.target)
+        if target.kind == "cuda":
+            compile_kernels()
         database = read_database(run.path, target.kind) if tuned else None
         self._lowered, self._classes = lower(model, target, run.assignment if tuned else None)
         kind, _, index = str(target.device).partition(":")
         self._device = tvm.device(kind, int(index or 0))
-        self._machine = relax.VirtualMachine(compile_model(self._lowered, target, database), self._device)
+        self._is_gpu = kind == "cuda"
+
+        def machine(**how: Any) -> Any:
+            return relax.VirtualMachine(compile_model(self._lowered, target, database, **how), self._device)
+
+        self._make = machine
+        self._machine = machine()
         self._main = self._machine["main"]
         self._inputs = [tvm.runtime.tensor(x, self._device) for x in model.inputs_for(run.experiment.seed).values()]
         self._threads = threads
@@ -99,6 +111,9 @@ class _Tvm:
         """See tvmlab.measure.instrument."""
         from tvmlab.measure.instrument import Kernels, profile_machine
 
+        if self._is_gpu:  # the kernels of a CUDA graph pass by the instrument
+            self._machine = self._make(cuda_graph=False)
+            self._main = self._machine["main"]
         kernels = Kernels(self._lowered, self._classes)
         return profile_machine(self._machine, self, kernels, self._device, self._threads, repeats, alone=alone)
 
@@ -138,16 +153,40 @@ class _OnnxRuntime:
             }
 
 
-def _torch(model: Model, run: RunFolder, threads: int) -> Runtime:
-    sys.modules.pop("torch", None)  # hidden from TVM
-    import torch
+class _Torch:
+    """The graph in torch on the run's device: eagerly, or compiled with max-autotune, on a GPU as a CUDA graph.
 
-    from tvmlab.measure.torch_graph import TorchGraph
+    cuDNN tries its algorithms for each convolution and keeps the fastest. `tf32` lets matrix products and convolutions
+    round their factors to TensorFloat-32; TVM's float32 kernels never do.
+    """
 
-    torch.set_num_threads(threads)
-    graph = TorchGraph(model.onnx)
-    inputs = model.inputs_for(run.experiment.seed)
-    return lambda: graph(inputs)
+    def __init__(
+        self, model: Model, run: RunFolder, threads: int, *, compiled: bool = False, tf32: bool = False
+    ) -> None:
+        sys.modules.pop("torch", None)  # hidden from TVM
+        import torch
+
+        from tvmlab.measure.torch_graph import TorchGraph
+
+        torch.set_num_threads(threads)
+        torch.backends.cudnn.benchmark = True
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
+        self._torch = torch
+        self._arrays = model.inputs_for(run.experiment.seed)
+        self._graph = TorchGraph(model.onnx, named_target(run.experiment.target).device or "cpu")
+        self._inputs = self._graph.tensors(self._arrays)
+        module = self._graph.module
+        self._call = torch.compile(module, mode="max-autotune", fullgraph=True) if compiled else module
+
+    def __call__(self) -> list[np.ndarray]:
+        with self._torch.no_grad():
+            return [output.cpu().numpy() for output in self._call(*self._inputs)]
+
+    def profile(self, repeats: int, alone: bool) -> dict[str, Any]:
+        """See tvmlab.measure.torch_profile: every operator alone, whatever `alone` says."""
+        from tvmlab.measure.torch_profile import nodes
+
+        return {"nodes": nodes(self._graph, self._arrays, repeats)}
 
 
 def _openvino(model: Model, run: RunFolder, threads: int) -> Runtime:
@@ -171,11 +210,15 @@ _RUNTIMES: dict[str, Callable[[Model, RunFolder, int], Runtime]] = {
     "tvmlab": _Tvm,
     "untuned": lambda model, run, threads: _Tvm(model, run, threads, tuned=False),
     "onnxruntime": _OnnxRuntime,
-    "torch": _torch,
+    "torch": _Torch,
+    "torch-tf32": lambda model, run, threads: _Torch(model, run, threads, tf32=True),
+    "torch-compile": lambda model, run, threads: _Torch(model, run, threads, compiled=True),
+    "torch-compile-tf32": lambda model, run, threads: _Torch(model, run, threads, compiled=True, tf32=True),
     "openvino": _openvino,
 }
 BASELINES = tuple(name for name in _RUNTIMES if name != "tvmlab")
-OPTIONAL = ("torch", "openvino")  # packages, and extras of tvmlab, of the same name
+# Those that need a package, which is also the name of an extra of tvmlab.
+OPTIONAL = {name: name.partition("-")[0] for name in BASELINES if name.startswith("torch") or name == "openvino"}
 
 if __name__ == "__main__":
     end_with_parent_thread()

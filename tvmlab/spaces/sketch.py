@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from itertools import islice
+from math import prod
 from typing import Any
 
 import numpy as np
 
-from tvmlab.compat import load_meta_schedule, structural_key, to_plain
+from tvmlab.compat import load_meta_schedule, load_wmma, structural_key, to_plain
 from tvmlab.core import Candidate
 from tvmlab.spaces.knobs import Choice, Knob, Location, Tile, directions, stepped
+from tvmlab.tasks import arguments
 
 __all__ = ["Point", "SketchSpace"]
 
 Point = tuple[int, Sequence[Any]]  # sketch number, decisions of its sampling instructions
 
-_ATTEMPTS = 40  # random points tried for each one wanted: on CUDA 1 in 20 passes the postprocessors
+_ATTEMPTS = 40  # random points tried for each one wanted
+_DRAWS = 4000  # and drawn for these on a GPU
+_GPU_TILE = 5  # parts of a spatial loop's tile there: blocks, virtual threads, threads, and two within a thread
+_LEAST_THREADS, _MOST_THREADS = 32, 1024  # of a block: TVM's rules mark blocks so, and VerifyGPUCode looks
 _LOCATIONS = 6  # loops considered for a compute location before any was seen
 
 
@@ -30,8 +36,13 @@ class SketchSpace:
         meta_schedule = load_meta_schedule(target.kind.name)
         self.task_key = task_key
         self._module = module
+        self._is_gpu = target.kind.name == "cuda"
         self.context = meta_schedule.TuneContext(
-            mod=module, target=target, space_generator="post-order-apply", rand_state=1, num_threads=1
+            mod=module,
+            target=target,
+            space_generator=_generator(meta_schedule, module, target),
+            rand_state=1,
+            num_threads=1,
         ).clone()
         found = self.context.generate_design_space()
         self.sketches = [sketch.trace.simplified(True) for sketch in found]
@@ -86,6 +97,8 @@ class SketchSpace:
         from tvm.s_tir import Trace
 
         sketch, decisions = point
+        if self._is_gpu and not _fits_gpu(decisions):
+            return None
         chosen = dict(zip(self._samplers[sketch], decisions, strict=True))
         return self.replay(Trace(self.sketches[sketch].insts, chosen))
 
@@ -114,6 +127,8 @@ class SketchSpace:
         """The candidate with other decisions in the same trace; None where TVM refuses, or repairs, one of them."""
         from tvm.s_tir import Trace
 
+        if self._is_gpu and not _fits_gpu(decisions):
+            return None
         trace = candidate.payload.trace.simplified(True)
         found = self.replay(Trace(trace.insts, dict(zip(_samplers(trace), decisions, strict=True))))
         return found if found is not None and list(found.decisions) == list(decisions) else None
@@ -126,9 +141,16 @@ class SketchSpace:
         return list({other.key: other for other in found if other and other.key != candidate.key}.values())
 
     def sample(self, sketch: int, rng: np.random.Generator) -> Candidate | None:
-        """A valid random candidate of a sketch, drawn by TVM's own sampler; None if it finds none."""
+        """A valid random candidate of a sketch; None if none is found.
+
+        Drawn by TVM's own sampler; on a GPU knob by knob, since most points are seen not to fit before TVM is asked.
+        """
         from tvm.s_tir import Trace
 
+        if self._is_gpu:
+            drawn = (self.random(sketch, rng) for _ in range(_DRAWS))
+            fit = islice((point for point in drawn if _fits_gpu(point[1])), _ATTEMPTS)
+            return next((found for point in fit if (found := self.realize(point))), None)
         for _ in range(_ATTEMPTS):
             found = self.replay(Trace(self.sketches[sketch].insts, {}), seed=int(rng.integers(1, 2**31 - 1)))
             if found is not None:
@@ -158,6 +180,29 @@ class SketchSpace:
         """Which sketch a trace comes from (-1: none of them), and its decisions in order, as plain data."""
         shape, decisions = _split(trace.simplified(True))
         return (self._shapes.index(shape) if shape in self._shapes else -1), decisions
+
+
+def _generator(meta_schedule: Any, module: Any, target: Any) -> Any:
+    """TVM's rules for the target; on CUDA those of tensor cores only where a tensor is of half precision.
+
+    For float32 they give the same sketches, but need intrinsics that take TVM 8 seconds and more to parse.
+    """
+    if target.kind.name != "cuda":
+        return "post-order-apply"
+    if any(dtype == "float16" for _, dtype in arguments(module)):
+        load_wmma()
+        return "post-order-apply"
+    return meta_schedule.space_generator.PostOrderApply(
+        sch_rules=meta_schedule.schedule_rule.ScheduleRule.create("cuda"),
+        postprocs=meta_schedule.postproc.Postproc.create("cuda"),
+        mutator_probs=meta_schedule.mutator.Mutator.create("cuda"),
+    )
+
+
+def _fits_gpu(decisions: Sequence[Any]) -> bool:
+    """Whether a thread block of these tiles may pass VerifyGPUCode: applying a trace to find out takes milliseconds."""
+    tiles = [value for value in decisions if isinstance(value, list) and len(value) == _GPU_TILE]
+    return not tiles or _LEAST_THREADS <= prod(tile[2] for tile in tiles) <= _MOST_THREADS
 
 
 def _split(trace: Any) -> tuple[str, list[Any]]:

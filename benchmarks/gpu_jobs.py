@@ -1,0 +1,281 @@
+"""The jobs of gpu_session.py. Each takes the session and measures rows; a row that is there is not measured again."""
+
+import importlib.util
+import os
+import time
+from collections import Counter
+from dataclasses import asdict
+from pathlib import Path
+
+import common
+import numpy as np
+import record_space
+
+import tvmlab
+from tvmlab import Ansor, Droplet, Study, Timed, TransferTuning, frames
+from tvmlab.core import RunError
+from tvmlab.experiment import Measure
+from tvmlab.measure.local import LocalMeasurer
+from tvmlab.measure.subjects import profiled
+from tvmlab.models import load_model
+from tvmlab.run import begin
+from tvmlab.spaces.sketch import SketchSpace
+from tvmlab.strategies import template_space
+from tvmlab.tasks import extract
+
+# Tuning time in seconds: the goal is to be done within ten minutes each.
+MODELS = {"resnet50": 240.0, "googlenet": 180.0, "alexnet": 120.0}
+_REHEARSAL_S = 6.0
+_STARTS_S = 45.0  # a run's search process and workers
+# Beside tvmlab, in turns with it: groups, so that one which cannot be timed does not take the others with it.
+_BASELINES = (("untuned", "torch", "torch-tf32"), ("torch-compile",), ("torch-compile-tf32",))
+_COMPILE_S = 100.0  # of torch's max-autotune, about
+_MOST_POINTS = 8000  # ResNet-50's dense layer has 7920, of which half are valid
+
+
+def models(session):
+    """The models and their tuning times; one of two kernels in a rehearsal."""
+    if not session.rehearse:
+        return MODELS
+    path = session.work / "tiny.onnx"
+    if not path.exists():
+        rng = np.random.default_rng(0)
+        nodes = [
+            common.helper.make_node("Conv", ["x", "w"], ["c"], pads=[1] * 4),
+            common.helper.make_node("Relu", ["c"], ["r"]),
+            common.helper.make_node("MaxPool", ["r"], ["y"], kernel_shape=[2, 2], strides=[2, 2]),
+        ]
+        weight = rng.standard_normal((32, 16, 3, 3), dtype=np.float32)
+        common.save_model(path, nodes, (1, 16, 14, 14), (1, 32, 7, 7), {"w": weight})
+    return {os.path.relpath(path): _REHEARSAL_S}  # the folders of an absolute path are left out of what is packed
+
+
+def smoke(session):
+    """Every task: the default kernel and a candidate of each space compile, run, and give the same result."""
+    for model in models(session):
+        session.row({"job": "smoke", "model": Path(model).stem}, lambda model=model: _smoke(session, model), 40.0)
+
+
+def _smoke(session, model):
+    target = tvmlab.target(session.target)
+    tasks = [task for task in extract(load_model(model), target) if task.info.tunable]
+    folder = session.work / f"smoke-{Path(model).stem}"
+    folder.mkdir(exist_ok=True)
+    with LocalMeasurer(tasks, target, Measure(repeats=2, min_repeat_ms=1.0), folder) as measurer:
+        defaults = list(measurer.measure_defaults([task.key for task in tasks]))
+        candidates = [(task, kind, found) for task in tasks for kind, found in _candidates(task, target) if found]
+        measured = list(measurer.measure([candidate for _, _, candidate in candidates]))
+    rows = [(task, "default", found) for task, found in zip(tasks, defaults, strict=True)]
+    rows += [(task, kind, found) for (task, kind, _), found in zip(candidates, measured, strict=True)]
+    served = {task.key for task, _, _ in candidates}
+    return {
+        "tasks": len(tasks),
+        "statuses": dict(Counter(f"{kind} {found.status}" for _, kind, found in rows)),
+        "without_candidate": [task.info.name for task in tasks if task.key not in served],
+        "failures": [
+            {"task": task.info.name, "of": kind, "status": str(found.status), "message": found.message[-300:]}
+            for task, kind, found in rows
+            if found.status != "ok"
+        ],
+    }
+
+
+def _candidates(task, target):
+    """The first start of a task's template, and a random point of its sketches."""
+    template = template_space(task, target)
+    if template is not None:
+        yield "template", next((made for index in template.starts() if (made := template.realize(index))), None)
+    sketches = SketchSpace(task.key, task.module, target.to_tvm())
+    rng = np.random.default_rng(0)
+    drawn = (sketches.sample(number, rng) for number in range(len(sketches)))
+    yield "sketch", next((candidate for candidate in drawn if candidate), None)
+
+
+def main(session):
+    """The first model, tuned by tvmlab.best for some minutes, then timed beside PyTorch in turns."""
+    for model in list(models(session))[:1]:
+        _tune(session, model)
+        _compare(session, model)
+
+
+def others(session):
+    """The other models likewise."""
+    for model in list(models(session))[1:]:
+        _tune(session, model)
+        _compare(session, model)
+
+
+def _folder(session, model):
+    return session.runs / f"{Path(model).stem}-best"
+
+
+def _tune(session, model):
+    limit_s = models(session)[model]
+    what = {"job": "tune", "model": Path(model).stem}
+    session.row(what, lambda: _carried_out(session, model, limit_s), _STARTS_S + min(60.0, limit_s))
+
+
+def _carried_out(session, model, limit_s):
+    """The run of `best`, begun or gone on with. Raises RunError if it could not end: the next session goes on."""
+    folder = _folder(session, model)
+    if folder.exists():
+        run = tvmlab.resume(folder)
+    else:
+        asked = tvmlab.best(model, session.target, time_limit_s=limit_s)
+        run = begin(asked, session.runs, folder.name)
+    run.wait(session.left_s - 5.0)
+    if run.status == "running":
+        run.stop()
+    if run.status != "done":
+        raise RunError(f"run {run.id} was {run.status} after {run.progress.trials} trials", remedy="--resume goes on")
+    return about(run)
+
+
+def about(run):
+    """What a run measured, and how busy its device was."""
+    state, trials = run.folder.state, list(run.folder.trials())
+    batches = run.folder.batches()
+    best = {}
+    for trial in trials:
+        if trial.ok and (trial.task_key not in best or trial.latency_s < best[trial.task_key].latency_s):
+            best[trial.task_key] = trial
+    return {
+        "status": state.status,
+        "trials": state.trials,
+        "elapsed_s": state.elapsed_s,
+        "trials_per_s": state.trials / state.elapsed_s,
+        "device_busy": state.phases["run_s"] / state.elapsed_s,
+        "phases": state.phases,
+        "estimate_ms": state.estimate_s and state.estimate_s * 1e3,
+        "untuned_ms": state.untuned_s and state.untuned_s * 1e3,
+        "statuses": dict(Counter(str(trial.status) for trial in trials)),
+        "best_by": dict(Counter(trial.strategy for trial in best.values())),
+        "batches": len(batches),
+        "throttled_batches": sum(bool(row["throttled"]) for row in batches),
+        "message": state.message,
+    }
+
+
+def _compare(session, model):
+    folder = _folder(session, model)
+    for baselines in _BASELINES:
+        if session.rehearse and importlib.util.find_spec("torch") is None:
+            baselines = tuple(name for name in baselines if not name.startswith("torch"))
+        if baselines and (folder / "trials.jsonl").exists():
+            what = {"job": "compare", "model": Path(model).stem, "baselines": ", ".join(baselines)}
+            least_s = _COMPILE_S if "compile" in baselines[0] and not session.rehearse else 30.0
+            session.row(what, lambda names=baselines: _compared(session, folder, names), least_s)
+
+
+def _compared(session, folder, baselines):
+    """The end-to-end comparison. tvmlab's kernels and "torch" compute in float32, "-tf32" may round factors to TF32."""
+    found = tvmlab.compare(folder, baselines, repeats=3 if session.rehearse else 30)
+    print(found, flush=True)
+    return asdict(found)
+
+
+def layers(session):
+    """Each convolution: tvmlab's best kernel beside cuDNN's best algorithm, TF32 off and on."""
+    if session.rehearse and importlib.util.find_spec("torch") is None:
+        return
+    for model in models(session):
+        folder = _folder(session, model)
+        for runtime in ("torch", "torch-tf32"):
+            if (folder / "trials.jsonl").exists():
+                what = {"job": "layers", "model": Path(model).stem, "runtime": runtime}
+                session.row(what, lambda f=folder, r=runtime: {"layers": _layers(f, r)}, 30.0)
+
+
+def _layers(folder, runtime):
+    """By shape of data, weights and result: microseconds of our kernel (its epilogue included) and of torch's."""
+    run = tvmlab.RunFolder.open(folder)
+    theirs = {}
+    for node in profiled(run, runtime, 15, None)["nodes"]:
+        if node["operator"] == "Conv":
+            shapes = [*node["inputs"][:2], node["output"]]
+            theirs.setdefault(" ".join("x".join(map(str, shape)) for shape in shapes), node["latency_s"] * 1e6)
+    tasks = frames.tasks(run)
+    rows = []
+    for shapes, kind, ours in zip(tasks["shapes"], tasks["kernel_class"], tasks["best_us"], strict=True):
+        data, *others = shapes.split()
+        key = " ".join([data, *others[:1], *others[-1:]])
+        if "conv2d" in kind and key in theirs:
+            rows.append({"shapes": key, "kernel_class": kind, "ours_us": ours, "theirs_us": theirs[key]})
+    return rows
+
+
+def throughput(session):
+    """Seconds a trial, tvmlab over upstream's tune_tir with its default builder and runner."""
+    trials = 4 if session.rehearse else 64
+    folder = session.work / "throughput"
+    folder.mkdir(exist_ok=True)
+    model = next(iter(models(session))) if session.rehearse else common.conv_model(folder)
+    for seed in range(1 if session.rehearse else 2):
+        what = {"job": "throughput", "trials": trials, "seed": seed}
+        session.row(what, lambda seed=seed: _throughput(session, model, trials, seed, folder), 60.0)
+
+
+def _throughput(session, model, trials, seed, folder):
+    theirs = folder / f"upstream-{seed}-{time.time():.0f}"
+    upstream_s = common.tune_upstream("tir", model, trials, seed, theirs, session.target)
+    records = (theirs / "database_tuning_record.json").read_text().splitlines()
+    run, ours_s = common.tune_tvmlab(model, trials, seed, folder / "runs", session.target)
+    ours = about(run)
+    return {
+        "upstream_s": upstream_s,
+        "upstream_records": len(records),
+        "tvmlab_s": ours["elapsed_s"],
+        "tvmlab_with_start_s": ours_s,
+        "times_as_many": (ours["trials"] / ours["elapsed_s"]) / (trials / upstream_s),
+        **{name: ours[name] for name in ("trials", "trials_per_s", "device_busy", "phases", "statuses")},
+    }
+
+
+def report(session):
+    """The report's experiment with small budgets: transfers between models, with and without Droplet, several seeds."""
+    ansor, droplet = (4.0, 2.0) if session.rehearse else (20.0, 8.0)
+    names = [*list(models(session))[:2], *(["squeezenet"] if session.rehearse else [])]
+    names = names if not session.rehearse else names[:1]
+    searched, descended = Timed(step=Ansor(), time_limit_s=ansor), Timed(step=Droplet(), time_limit_s=droplet)
+    moved = Timed(step=TransferTuning(source=("$source:ansor",)), time_limit_s=droplet)
+    arms = {"ansor": (searched,), "ansor+droplet": (searched, descended)}
+    arms["ansor, longer"] = (searched, Timed(step=Ansor(), time_limit_s=droplet))
+    if len(names) > 1:
+        arms |= {"transfer": (moved,), "transfer+droplet": (moved, descended)}
+    seeds = (0,) if session.rehearse else (0, 1, 2)
+    design = Study(models=names, arms=arms, seeds=seeds, repeats=3 if session.rehearse else 15, target=session.target)
+    what = {"job": "report", "models": ", ".join(Path(name).stem for name in names), "seeds": len(seeds)}
+    session.row(what, lambda: _studied(session, design), 60.0)
+
+
+def _studied(session, design):
+    done = tvmlab.study(session.runs / "report", design, progress=False)
+    if done.problems:
+        raise RunError("; ".join(done.problems)[:1500], remedy="--resume tries again")
+    return {"runs": len(list(done.path.rglob("experiment.json")))}
+
+
+def space(session):
+    """Every point of the smallest template space of the first model, for replay without the card."""
+    model = next(iter(models(session)))
+    session.row(
+        {"job": "space", "model": Path(model).stem}, lambda: _space(session, model), 40.0 if session.rehearse else 300.0
+    )
+
+
+def _space(session, model):
+    target = tvmlab.target(session.target)
+    found = [(space, task) for task in extract(load_model(model), target) if (space := template_space(task, target))]
+    if not found:
+        return {"points": 0, "measured": 0}
+    points, task = min(found, key=lambda pair: len(pair[0]))
+    if len(points) > _MOST_POINTS:
+        return {"task": task.info.name, "points": len(points), "measured": 0}
+    said = {"operator": task.info.name, "model": Path(model).stem, "batch": 1, "device": target.label}
+    path = session.out / f"space_{Path(model).stem}.json"
+    default, measured = record_space.write(task, target, said, path)
+    statuses = Counter("not valid" if item is None else str(item.status) for item in measured)
+    return {"task": task.info.name, "points": len(points), "statuses": dict(statuses), "default": str(default.status)}
+
+
+JOBS = {job.__name__: job for job in (smoke, main, throughput, others, layers, report, space)}

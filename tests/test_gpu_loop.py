@@ -1,0 +1,194 @@
+"""The whole loop on a CUDA target, without a card: the real search and measurer, a device that answers from records."""
+
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import fake_device
+import pynvml
+import pytest
+from fake_measurer import latency_of
+from fake_nvml import H200, FakeNvml
+
+from tvmlab import search_process
+from tvmlab.core import Candidate, Roofline, TrialStatus
+from tvmlab.experiment import Ansor, Experiment, Measure
+from tvmlab.frames import trials as frame_of
+from tvmlab.measure import local
+from tvmlab.measure.builder import Build
+from tvmlab.measure.local import LocalMeasurer
+from tvmlab.measure.process import WorkerProcess
+from tvmlab.measure.watch import NoWatch, Watch
+from tvmlab.records import RunFolder
+from tvmlab.targets import target
+from tvmlab.tasks import extract
+
+HERE = str(Path(__file__).parent)
+POWER_CAP = 0x04
+
+
+class FakePool:
+    """A BuilderPool whose libraries are text files; `gate` holds builds back while it is clear."""
+
+    def __init__(self, target_json, workers, timeout_s, scratch, log, environment):
+        self._scratch = scratch
+        self._threads = ThreadPoolExecutor(workers)
+        self.environment = environment
+        self.gate = threading.Event()
+        self.gate.set()
+        self.built = []
+        self.pids = []
+
+    def submit(self, text):
+        return self._threads.submit(self._build, text)
+
+    def _build(self, text):
+        self.gate.wait(30)
+        folder = self._scratch / f"{len(self.built)}-{time.monotonic_ns()}"
+        folder.mkdir()
+        (folder / "kernel.so").write_text(text)
+        self.built.append(text)
+        return Build(TrialStatus.OK, str(folder / "kernel.so"), 0.01)
+
+    def close(self):
+        self.gate.set()
+        self._threads.shutdown(cancel_futures=True)
+
+
+class FakeDeviceProcess(WorkerProcess):
+    def __init__(self, module, arguments, log, environment):
+        assert module == "tvmlab.measure.device"
+        super().__init__("fake_device", arguments, log, {**environment, "PYTHONPATH": f"{HERE}:{Path(HERE).parent}"})
+
+
+@pytest.fixture(scope="module")
+def h200():
+    """An H200 as a target with its device, which is not there."""
+    made = target("sm_90a")
+    details = {**made.details, "uuid": "GPU-0abc", "memory_bytes": 141 << 30}
+    return replace(made, name="cuda:0", device="cuda:0", details=details, _roofline=Roofline(6e4, 4e3))
+
+
+@pytest.fixture(scope="module")
+def tasks(tiny_model, h200):
+    return [task for task in extract(tiny_model, h200) if task.info.tunable]
+
+
+@pytest.fixture
+def no_card(monkeypatch):
+    """What stands in for the builders, the device's process and the driver."""
+    nvml = FakeNvml(H200)
+    monkeypatch.setattr(local, "BuilderPool", FakePool)
+    monkeypatch.setattr(local, "WorkerProcess", FakeDeviceProcess)
+    monkeypatch.setattr(Watch, "open", classmethod(lambda cls, uuid, path: cls(uuid, path, nvml)))
+    return nvml
+
+
+@pytest.fixture
+def measurer(no_card, h200, tasks, tmp_path, monkeypatch):
+    monkeypatch.setattr(local, "_to_json", lambda module: module if isinstance(module, str) else "default")
+    with LocalMeasurer(tasks, h200, Measure(build_workers=2, run_timeout_s=3.0), tmp_path) as made:
+        list(made.measure_defaults([tasks[0].key]))
+        yield made
+
+
+class Payload:
+    def __init__(self, mod):
+        self.mod = mod
+
+
+def candidates(task, *texts):
+    return [Candidate(task.key, text, 0, [number], Payload(text)) for number, text in enumerate(texts)]
+
+
+def test_candidates_run_in_order_while_the_next_are_built(measurer, tasks):
+    assert measurer.overlaps
+    measurer._builders.gate.clear()
+    first = measurer.measure(candidates(tasks[0], *"0123"))
+    second = measurer.measure(candidates(tasks[0], *"4567"))  # before anything is asked of the first
+    measurer._builders.gate.set()
+    found = list(second)
+    assert sorted(measurer._builders.built[1:]) == list("01234567")
+    for text, measured in zip("0123", first, strict=True):  # all measured by now
+        assert measured.latencies_s[1] == pytest.approx(1e-3 * latency_of(text))
+    assert [m.status for m in found] == ["ok"] * 4 and measurer.run_s > 0
+
+
+def test_builders_get_the_compiler_and_its_libraries(measurer):
+    assert measurer._builders.environment["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
+    assert "LD_LIBRARY_PATH" in measurer._builders.environment
+
+
+@pytest.mark.parametrize(
+    ("fate", "status"),
+    [("loses its context", "crashed"), ("dies", "crashed"), ("hangs", "run_timeout"), ("raises", "run_error")],
+)
+def test_what_a_kernel_does_to_the_device_ends_its_process_not_the_run(measurer, tasks, fate, status):
+    assert fate in fake_device.FATES
+    before = measurer._device.generation
+    found = list(measurer.measure(candidates(tasks[0], "1", fate, "2")))
+    assert [m.status for m in found] == ["ok", status, "ok"]
+    assert measurer._device.generation == before + (fate != "raises")
+
+
+def test_what_nobody_waits_for_is_not_run(measurer, tasks):
+    measurer._builders.gate.clear()
+    given_up = measurer.measure(candidates(tasks[0], *"abcdef"))
+    given_up.close()
+    measurer._builders.gate.set()
+    (kept,) = measurer.measure(candidates(tasks[0], "1"))
+    assert kept.status == "ok"
+    assert len(measurer._builders.built) <= 1 + 2 + 1  # the default, those that two workers had begun, the last
+
+
+def test_closing_in_the_middle_leaves_no_process(measurer, tasks):
+    measurer.measure(candidates(tasks[0], "hangs", "1", "2"))
+    while not measurer._builders.built[1:]:
+        time.sleep(0.01)
+    measurer.close()
+    assert measurer.pids == [] and measurer._device.pid is None
+
+
+def test_a_throttled_batch_is_marked(measurer, no_card, tasks, tmp_path):
+    no_card.looks = [(1980, 300, 40, 0), (1200, 700, 80, POWER_CAP), (1980, 310, 41, 0x01)]
+    cool, hot, idle = measurer.measure(candidates(tasks[0], "1", "2", "3"))
+    assert (cool.message, idle.message) == ("", "")
+    assert hot.message == "measured while the GPU was throttled: power cap"
+    list(measurer.measure(candidates(tasks[0], "4")))
+    measurer._turn.submit(lambda: None).result()  # after the note of the last batch
+    throttled, full = RunFolder(tmp_path).batches()
+    assert throttled["throttled"] == ["power cap"] and throttled["candidates"] == throttled["looks"] == 3
+    assert (throttled["sm_mhz"], throttled["power_w"], throttled["temperature_c"]) == ([1200, 1980], 700.0, 80)
+    assert full["throttled"] == [] and full["tasks"] == [tasks[0].key]
+
+
+def test_a_driver_that_tells_nothing_does_not_stop_the_run(tmp_path, capsys):
+    refusing = FakeNvml(H200, looks=[pynvml.NVML_ERROR_NOT_SUPPORTED])
+    watch = Watch.open("GPU-0abc", tmp_path / "device.jsonl", refusing)
+    assert type(watch) is NoWatch and watch.look() == ""
+    watch.note({})
+    assert "not recorded: NVML says" in capsys.readouterr().out and not list(tmp_path.iterdir())
+    lost = FakeNvml(H200, looks=[(1980, 300, 40, 0), pynvml.NVML_ERROR_GPU_IS_LOST])
+    assert Watch.open("GPU-0abc", tmp_path / "device.jsonl", lost).look() == ""
+
+
+def test_a_run_on_a_gpu_from_start_to_end(no_card, h200, tiny_onnx, tmp_path, monkeypatch):
+    no_card.looks = [(1980, 300, 40, 0)] * 5 + [(1500, 650, 70, POWER_CAP)] * 3 + [(1980, 300, 40, 0)]
+    monkeypatch.setattr(search_process, "named_target", lambda name: h200)
+    step = Ansor(max_trials=12, population=16, generations=1, batch_size=4)
+    asked = Experiment(model=tiny_onnx, target="cuda:0", steps=[step], measure=Measure(build_workers=2))
+    folder = RunFolder.create(asked, tmp_path)
+    with folder.acquire():
+        search_process.search(folder, threading.Event())
+    assert folder.state.status == "done" and folder.state.trials == 12
+    found = frame_of(folder)
+    assert (found["status"] == "ok").all() and found["latency_us"].gt(0).all()
+    batches = folder.batches()
+    assert sum(row["candidates"] for row in batches) == 12
+    assert 1 <= sum(bool(row["throttled"]) for row in batches) < len(batches)
+    assert f"of {len(batches)} batches were measured on a throttled GPU (power cap)" in folder.state.message
+    assert folder.environment["target"]["attrs"]["arch"] == "sm_90a"
+    slow = folder.read_json("refine.json", missing={"set_aside": []})["set_aside"]
+    assert len(slow) == (found["latency_us"] > 1000).sum()  # slower than the default schedule

@@ -1,0 +1,108 @@
+"""What a GPU does while candidates run on it: clocks, power, temperature, and whether it holds itself back.
+
+One line a batch in the run folder's device.jsonl, from NVML: reading it disturbs no kernel.
+"""
+
+from __future__ import annotations
+
+import importlib
+import time
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+__all__ = ["NoWatch", "Watch"]
+
+# nvml.h, nvmlClocksEventReason*: why the clocks are lower than they could be. An idle GPU, and clocks that
+# a person set, are left out.
+_THROTTLED = {
+    0x04: "power cap",
+    0x08: "hardware slowdown",
+    0x20: "software thermal slowdown",
+    0x40: "hardware thermal slowdown",
+    0x80: "power brake",
+}
+
+
+class NoWatch:
+    """For a device that tells nothing of itself: a CPU, or a GPU whose driver refuses."""
+
+    def look(self) -> str:
+        """Read the device now; returns why it is throttled, an empty string if it is not."""
+        return ""
+
+    def note(self, about: dict[str, Any]) -> None:
+        """Write what was seen since the last note, with what is said `about` the batch."""
+
+
+class Watch(NoWatch):
+    """Watches the GPU of this UUID; `nvml` is the module pynvml or one like it.
+
+    Use `open`, which gives a NoWatch where NVML does not answer. A line has `about`'s fields, time_s (Unix) and
+    seconds, looks (how often it was read), sm_mhz and memory_mhz (least and most), power_w and temperature_c (most),
+    throttled (the reasons seen, none if the batch ran at full clocks).
+    """
+
+    def __init__(self, uuid: str, path: Path, nvml: Any) -> None:
+        self._nvml = nvml
+        self._path = path
+        nvml.nvmlInit()
+        self._handle = nvml.nvmlDeviceGetHandleByUUID(uuid)
+        self._read()  # raises now what it would raise later
+        self._begin()
+
+    @classmethod
+    def open(cls, uuid: str, path: Path, nvml: Any = None) -> NoWatch:
+        """A watch that writes to `path`; one that watches nothing if NVML refuses."""
+        nvml = importlib.import_module("pynvml") if nvml is None else nvml
+        try:
+            return cls(uuid, path, nvml)
+        except nvml.NVMLError as error:
+            print(f"the GPU's clocks and temperature are not recorded: NVML says {error}", flush=True)
+            return NoWatch()
+
+    def _begin(self) -> None:
+        self._started = time.time()
+        self._seen: list[dict[str, int]] = []
+        self._reasons: set[str] = set()
+
+    def _read(self) -> dict[str, int]:
+        nvml, handle = self._nvml, self._handle
+        return {
+            "sm_mhz": nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_SM),
+            "memory_mhz": nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_MEM),
+            "power_mw": nvml.nvmlDeviceGetPowerUsage(handle),
+            "temperature_c": nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU),
+            "reasons": nvml.nvmlDeviceGetCurrentClocksEventReasons(handle),
+        }
+
+    def look(self) -> str:
+        """Read the device now; returns why it is throttled, an empty string if it is not."""
+        try:
+            seen = self._read()
+        except self._nvml.NVMLError:
+            return ""  # a GPU that is being reset answers again later
+        self._seen.append(seen)
+        reasons = [name for bit, name in _THROTTLED.items() if seen["reasons"] & bit]
+        self._reasons.update(reasons)
+        return ", ".join(reasons)
+
+    def note(self, about: dict[str, Any]) -> None:
+        """Append a line on what was seen since the last one."""
+        if self._seen:
+            values = {name: [seen[name] for seen in self._seen] for name in self._seen[0]}
+            row = {
+                **about,
+                "time_s": round(time.time(), 3),
+                "seconds": round(time.time() - self._started, 3),
+                "looks": len(self._seen),
+                "sm_mhz": [min(values["sm_mhz"]), max(values["sm_mhz"])],
+                "memory_mhz": [min(values["memory_mhz"]), max(values["memory_mhz"])],
+                "power_w": max(values["power_mw"]) / 1e3,
+                "temperature_c": max(values["temperature_c"]),
+                "throttled": sorted(self._reasons),
+            }
+            with self._path.open("ab") as file:
+                file.write(orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE))
+        self._begin()
