@@ -30,6 +30,7 @@ _COLD_FACTOR = 4  # single calls scatter: so many more of them, of kernels that 
 _SLOW_DEFAULT_S = 0.05  # nobody needs to know such a kernel's latency well, and a layout step has a hundred of them
 _ONCE_S = 1.0  # a kernel slower than this is not run again
 _BEHIND = 0.1  # of the way from the best to `slow_factor`: a kernel slower than that gets a few repeats only
+_PLACES, _PLACE_BYTES = 4, 1 << 25  # copies of a task's arguments that turns go round, and how large they may be
 _TURNS_S = 4.0  # what all turns of a candidate and its rival may take
 _LEADER_FACTOR = 4  # so many more turns for a candidate that is ahead of its rival
 _CALL_S = 1e-4  # what calling a kernel from Python may cost beside running it
@@ -46,6 +47,7 @@ class _Task:
         self.bytes = sum(array.nbytes for array in host)
         self.host = host
         self.reference: dict[int, Any] = {}
+        self._copies: list[list[Any]] = []
 
     def find_outputs(self) -> None:
         """After the unscheduled kernel ran: the arguments it changed are its outputs, their values the reference."""
@@ -61,6 +63,20 @@ class _Task:
             filler = np.nan if reference.dtype.kind == "f" or reference.dtype.name == "bfloat16" else 1
             blank = np.full_like(reference, filler) if filler != 1 else ~reference
             self.tensors[index].copyfrom(blank)
+
+    def places(self, device: Any) -> list[list[Any]]:
+        """The arguments, and copies of them elsewhere in memory.
+
+        Which pages a tensor got decides what it evicts from the caches: a dense layer of 4 MB was seen to take 101 or
+        142 us in one process or another, another schedule of it 110 or 174. A pair of kernels has to be compared in
+        more places than one.
+        """
+        import tvm
+
+        if not self._copies and self.bytes <= _PLACE_BYTES:
+            self._copies = [[tvm.runtime.tensor(array, device) for array in self.host] for _ in range(_PLACES - 1)]
+            self.bytes *= _PLACES
+        return [self.tensors, *self._copies]
 
     def restore(self) -> None:
         """Write the inputs again: a wrong kernel may have written into them."""
@@ -195,7 +211,7 @@ class Device:
         if _limit_s(options) < first_s <= _ONCE_S:
             first_s = self._run_once(kernel, task.tensors)
         if first_s < min(_limit_s(options), options["min_repeat_ms"] / 4e3):
-            (first_s,) = self._timed(kernel, task, 3, 1)
+            (first_s,) = self._timed(kernel, task.tensors, 3, 1)
         return first_s
 
     def _time(self, kernel: Any, task: _Task, first_s: float, options: dict[str, Any]) -> list[float]:
@@ -225,29 +241,43 @@ class Device:
         if single_s > min(_limit_s(options), options["slow_factor"] * rival.single_s + _CALL_S):
             return [single_s], [self._run_once(rival.kernel, task.tensors)]
         number, repeats = _loops(min(single_s, rival.single_s), options)
+        places = task.places(self._device) if self._kind == "cpu" else [task.tensors]
         affordable = max(1, int(_TURNS_S / (number * (single_s + rival.single_s))))
         found: tuple[list[float], list[float]] = ([], [])
         for turns in (repeats, _LEADER_FACTOR * repeats):
             for turn in range(len(found[0]), min(turns, affordable)):
                 for who in (0, 1) if turn % 2 == 0 else (1, 0):
-                    found[who].extend(self._samples((kernel, rival.kernel)[who], task, number, 1, options))
+                    place = places[turn // 2 % len(places)]
+                    found[who].extend(self._samples((kernel, rival.kernel)[who], task, number, 1, options, place))
             if median(found[0]) >= median(found[1]):
                 break
         return found
 
-    def _samples(self, kernel: Any, task: _Task, number: int, repeats: int, options: dict[str, Any]) -> list[float]:
-        """So many repeats of `number` calls each, seconds a call; of single calls with cold weights, if asked for."""
+    def _samples(
+        self,
+        kernel: Any,
+        task: _Task,
+        number: int,
+        repeats: int,
+        options: dict[str, Any],
+        tensors: Sequence[Any] | None = None,
+    ) -> list[float]:
+        """So many repeats of `number` calls each, seconds a call; of single calls with cold weights, if asked for.
+
+        `tensors` are other arguments than the task's own. Cold weights have copies that take turns anyway.
+        """
+        tensors = tensors or task.tensors
         if not options["cold_cache_bytes"]:
-            return self._timed(kernel, task, number, repeats)
+            return self._timed(kernel, tensors, number, repeats)
         if task.cold.weight_bytes <= _FLUSH_BYTES:
-            return self._timed(kernel, task, 1, repeats, _EVICT)
+            return self._timed(kernel, tensors, 1, repeats, _EVICT)
         task.bytes += task.cold.copy(options["cold_cache_bytes"], self._device)
         self._evict()
         return [self._run_once(kernel, task.cold.turn()) for _ in range(repeats)]
 
-    def _timed(self, kernel: Any, task: _Task, number: int, repeats: int, before: str = "") -> list[float]:
+    def _timed(self, kernel: Any, tensors: Sequence[Any], number: int, repeats: int, before: str = "") -> list[float]:
         timer = kernel.time_evaluator("main", self._device, number=number, repeat=repeats, f_preproc=before)
-        return [float(value) for value in timer(*task.tensors).results]
+        return [float(value) for value in timer(*tensors).results]
 
     def _evict(self) -> None:
         while len(self._tasks) > 1 and sum(task.bytes for task in self._tasks.values()) > _CACHE_BYTES:
