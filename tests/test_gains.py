@@ -137,4 +137,4 @@ def test_the_figure_of_ends_has_a_dot_a_seed_and_a_median(ax):
     dots, bar, only, _ = (line.get_xdata().tolist() for line in ax.lines[:4])
     assert dots == [2.0, 3.0] and bar == [2.5, 2.5] and only == [1.0]
     assert [label.get_text() for label in ax.get_yticklabels()] == ["a", "b"]
-    assert [text.get_text() for text in ax.texts] == ["2 trials", "1 trials"]
+    assert [text.get_text() for text in ax.texts] == ["2 trials", "1 trial"]

@@ -54,14 +54,15 @@ def stopping_costs(frames: Mapping[str, pd.DataFrame], *, ax: Axes | None = None
     A line a source of searches, by name; a dot is a threshold, written beside it: the means over its searches.
     """
     ax = ax if ax is not None else new_axes(8.0, 3.8)
-    for color, (name, frame) in zip(cycle(COLORS), frames.items()):
+    for number, (color, (name, frame)) in enumerate(zip(cycle(COLORS), frames.items())):
+        above = 5 + 8 * number  # points; where lines meet, their texts stand above each other
         means = frame.groupby("threshold")[["share", "loss"]].mean().reset_index()
         ax.plot(means["share"], means["loss"], "o-", color=color, lw=1.4, ms=5, label=name, zorder=3)
         for _, part in means.groupby(["share", "loss"]):
             share, loss = float(part["share"].iloc[0]), float(part["loss"].iloc[0])
             text = ", ".join(str(threshold) for threshold in part["threshold"])
             on_the_right = share > _RIGHT
-            ax.annotate(text, (share, loss), xytext=(-5 if on_the_right else 5, 5), textcoords="offset points",
+            ax.annotate(text, (share, loss), xytext=(-5 if on_the_right else 5, above), textcoords="offset points",
                         ha="right" if on_the_right else "left", fontsize=7, color=color)  # fmt: skip
     for axis in (ax.xaxis, ax.yaxis):
         axis.set_major_formatter(PercentFormatter(1.0, decimals=0))
@@ -90,7 +91,8 @@ def arm_ends(found: pd.DataFrame, least_us: float, *, ax: Axes | None = None) ->
         heights = place + np.linspace(-_SPREAD, _SPREAD, len(ratios)) * (len(ratios) > 1)
         ax.plot(ratios, heights, "o", color=color, ms=5, alpha=0.8, mec="white", mew=0.4, zorder=4)
         ax.plot(np.full(2, np.median(ratios)), place + np.array([-0.36, 0.36]), color=color, lw=7, alpha=0.25, zorder=3)
-        ax.text(1.01, place, f"{part['trials'].median():,.0f} trials", transform=ax.get_yaxis_transform(),
+        trials = f"{part['trials'].median():,.0f}"
+        ax.text(1.01, place, f"{trials} trial{'' if trials == '1' else 's'}", transform=ax.get_yaxis_transform(),
                 va="center", fontsize=8, color=GREY)  # fmt: skip
     ax.axvline(1.0, color=GREY, lw=1.0, ls=(0, (5, 2)))
     ax.set_yticks(range(len(arms)), arms)

@@ -27,7 +27,7 @@ from tvmlab.widgets.style import STYLE, action_button, card, error_html, heading
 
 __all__ = ["AS_BELOW", "Form"]
 
-_COLUMN = "460px"
+_COLUMN = "462px"
 _WIDTH = "932px"
 _PRESET = {"align_items": "center", "grid_gap": "10px"}
 AS_BELOW = ""  # the value of the preset's control where the steps below are none
@@ -137,7 +137,7 @@ class Form(widgets.VBox):
 
     def _columns(self) -> widgets.Box:
         left = card([heading("Experiment"), self.own], _COLUMN)
-        return widgets.HBox([left, card([self.steps], _COLUMN)], layout={"flex_flow": "row wrap", "grid_gap": "12px"})
+        return widgets.HBox([left, card([self.steps], _COLUMN)], layout={"flex_flow": "row wrap", "grid_gap": "8px"})
 
     def _panes(self) -> widgets.Accordion:
         titles = ("Measuring: repeats, timeouts, checks", "The same in code")
