@@ -28,6 +28,7 @@ STYLE = """<style>
 .tvmlab-table th:first-child, .tvmlab-table td:first-child, .tvmlab-tasks th:nth-child(2),
 .tvmlab-tasks td:nth-child(2), .tvmlab-text th, .tvmlab-text td { text-align: left; }
 .tvmlab-text td { white-space: normal; vertical-align: top; }
+.tvmlab-tasks td:nth-child(-n+2) { max-width: 240px; overflow: hidden; text-overflow: ellipsis; }
 .tvmlab-scroll { max-height: 300px; overflow: auto; max-width: 932px; }
 .tvmlab-details summary { cursor: pointer; line-height: 1.8; }
 </style>"""
