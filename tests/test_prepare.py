@@ -12,7 +12,7 @@ from onnx import ModelProto, TensorProto, helper, parser
 from onnx.numpy_helper import from_array
 
 from tvmlab.core import InputError
-from tvmlab.prepare import MIN_OPSET, prepare
+from tvmlab.prepare import MIN_OPSET, prepare, with_identifiers
 from tvmlab.shapes import infer_shapes, set_shapes, shapes_of
 
 
@@ -214,7 +214,7 @@ def test_inputs_are_named_as_identifiers():
         model.graph.input[place].name = name
     model.graph.node[0].input[:] = ["gpu_0/data", "0"]
     model.graph.node[1].input[1] = "gpu_0_data"
-    made = prepare(model)
+    made = with_identifiers(prepare(model))
     assert [value.name for value in made.graph.input] == ["gpu_0_data_", "input_0", "gpu_0_data"]
     values = [np.array(pair, np.float32) for pair in ([1, 2], [3, 4], [5, 6])]
     (found,) = run(made, dict(zip(["gpu_0_data_", "input_0", "gpu_0_data"], values, strict=True)))
@@ -230,7 +230,7 @@ def test_an_input_that_a_branch_reads_is_renamed_there_too():
     model.graph.input[0].name = "a/1"
     for attribute in model.graph.node[0].attribute:
         attribute.g.node[0].input[0] = "a/1"
-    made = prepare(model)
+    made = with_identifiers(prepare(model))
     assert made.graph.input[0].name == "a_1"
     (found,) = run(made, {"a_1": np.array([-1, 2], np.float32), "c": np.array(True)})
     assert found.tolist() == [1.0, -2.0]

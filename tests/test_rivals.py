@@ -140,7 +140,7 @@ def test_who_begins_a_turn_alternates(ours, turns):
     log = []
     kernel, rival = Kernel("a", ours, log), _Rival("", Kernel("b", 3e-3, log), 3e-3)
     options = {"repeats": 4, "min_repeat_ms": 4.0, "slow_factor": 4.0, "best_s": None, "cold_cache_bytes": 0}
-    found = Device("cpu")._take_turns(kernel, rival, SimpleNamespace(tensors=()), ours, options)
+    found = Device("cpu")._take_turns(kernel, rival, SimpleNamespace(places=lambda device: [()]), ours, options)
     assert "".join(log) == turns
     assert found == ([ours] * (len(turns) // 2), [3e-3] * (len(turns) // 2))
 
@@ -156,10 +156,22 @@ def test_a_candidate_far_behind_its_rival_or_the_best_has_one_turn(seconds, best
     assert log == []
 
 
+def test_turns_go_round_the_places_of_the_data_pair_by_pair():
+    places = [("here",), ("there",), ("elsewhere",)]
+    seen = []
+    device = Device("cpu")
+    device._samples = lambda kernel, task, number, repeats, options, place: seen.append((kernel, *place)) or [2e-3]
+    options = {"repeats": 8, "min_repeat_ms": 1.0, "slow_factor": 4.0, "best_s": None, "cold_cache_bytes": 0}
+    device._take_turns("a", _Rival("", "b", 2e-3), SimpleNamespace(places=lambda device: places), 2e-3, options)
+    assert seen[:4] == [("a", "here"), ("b", "here"), ("b", "here"), ("a", "here")]
+    ours = [place for kernel, place in seen if kernel == "a"]
+    assert ours == [*["here"] * 2, *["there"] * 2, *["elsewhere"] * 2, *["here"] * 2]
+
+
 def test_turns_of_slow_kernels_end_in_time():
     kernel, rival = Kernel("a", 0.5, []), _Rival("", Kernel("b", 0.6, []), 0.6)
     options = {"repeats": 50, "min_repeat_ms": 4.0, "slow_factor": 4.0, "best_s": None, "cold_cache_bytes": 0}
-    ours, theirs = Device("cpu")._take_turns(kernel, rival, SimpleNamespace(tensors=()), 0.5, options)
+    ours, theirs = Device("cpu")._take_turns(kernel, rival, SimpleNamespace(places=lambda device: [()]), 0.5, options)
     assert len(ours) == len(theirs) == 3  # 3.3 s
 
 

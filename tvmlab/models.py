@@ -25,7 +25,7 @@ from onnx.external_data_helper import load_external_data_for_tensor
 
 from tvmlab import zoo
 from tvmlab.core import InputError
-from tvmlab.prepare import op_types, prepare
+from tvmlab.prepare import op_types, prepare, with_identifiers
 from tvmlab.shapes import Shape, check, constants, data_inputs, infer_shapes, set_shapes, shapes_of
 
 __all__ = ["Model", "load_model", "models", "parameters_of"]
@@ -65,7 +65,7 @@ class Model:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # it warns of every input that it renames
-                return from_onnx(self.onnx, keep_params_in_input=False)
+                return from_onnx(with_identifiers(self.onnx), keep_params_in_input=False)
         except Exception as error:  # the importer raises whatever type its converters happen to
             raise _import_error(self.name, error) from error
 

@@ -15,13 +15,13 @@ import onnx
 import onnx.inliner
 import onnx.reference
 import onnx.version_converter
-from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
+from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto, helper
 from onnx.numpy_helper import from_array, to_array
 
 from tvmlab.core import InputError
 from tvmlab.shapes import infer_shapes, reason, shapes_of, skeleton
 
-__all__ = ["MIN_OPSET", "op_types", "prepare"]
+__all__ = ["MIN_OPSET", "op_types", "prepare", "with_identifiers"]
 
 # From here on operators take axes, ratios and bounds as inputs, the form TVM's importer knows best.
 MIN_OPSET = 13
@@ -44,12 +44,11 @@ def prepare(model: ModelProto) -> ModelProto:
 
     Opset at least 13; local functions inlined; constants folded; Identity and Dropout dropped;
     BatchNormalization (and Mul or Add by per-channel constants) folded into the convolution before it,
-    otherwise into one Mul and one Add; Sum as a chain of Add; unused initialisers dropped; inputs named as
-    identifiers, in the same order; shapes inferred.
+    otherwise into one Mul and one Add; Sum as a chain of Add; unused initialisers dropped; shapes inferred.
     Inputs must have fixed shapes (`set_shapes`). Raises InputError if the opset cannot be converted.
     """
     graph = _Graph(infer_shapes(_modern(skeleton(model))), {tensor.name: tensor for tensor in model.graph.initializer})
-    for rewrite in (_fold_constants, _drop_no_ops, _fold_affine, _split_sums, _name_inputs):
+    for rewrite in (_fold_constants, _drop_no_ops, _fold_affine, _split_sums):
         rewrite(graph)
     return graph.model()
 
@@ -68,6 +67,41 @@ def _modern(bare: ModelProto) -> ModelProto:
             f"cannot convert the model from opset {opset} to {MIN_OPSET} ({reason(error)})",
             remedy=f"export it again with opset {MIN_OPSET} or newer",
         ) from None
+
+
+def with_identifiers(model: ModelProto) -> ModelProto:
+    """The model with inputs that are named as identifiers, in the same order; the model itself where they are.
+
+    TVM names a CUDA kernel's parameters after them, and `gpu_0/data_0` does not compile.
+    """
+    taken = {value.name for value in (*model.graph.input, *model.graph.initializer)}
+    taken |= {name for node in model.graph.node for name in (*_reads(node), *node.output)}
+    names: dict[str, str] = {}
+    for value in model.graph.input:
+        if not _IDENTIFIER.fullmatch(value.name):
+            plain = re.sub(r"\W", "_", value.name, flags=re.ASCII)
+            plain = plain if _IDENTIFIER.fullmatch(plain) else f"input_{plain}"
+            while plain in taken:
+                plain += "_"
+            taken.add(plain)
+            names[value.name] = plain
+    if not names or names.keys() & {value.name for value in model.graph.output}:
+        return model
+    renamed = ModelProto()
+    renamed.CopyFrom(model)
+    for value in renamed.graph.input:
+        value.name = names.get(value.name, value.name)
+    for node in renamed.graph.node:
+        _rename_inputs(node, names)
+    return renamed
+
+
+def _rename_inputs(node: NodeProto, names: dict[str, str]) -> None:
+    """Have a node read other names, in the graphs nested in it too."""
+    node.input[:] = [names.get(name, name) for name in node.input]
+    for nested in _nested(node):
+        for inner in nested.node:
+            _rename_inputs(inner, names)
 
 
 class _Graph:
@@ -286,44 +320,6 @@ def _mul_add(graph: _Graph, start: NodeProto, output: str, scale: np.ndarray, sh
         helper.make_node("Mul", [start.input[0], a], [f"{output}__scaled"], name=f"{output}__mul"),
         helper.make_node("Add", [f"{output}__scaled", b], [output], name=f"{output}__add"),
     ]
-
-
-def _name_inputs(graph: _Graph) -> None:
-    """Name the inputs as identifiers: TVM names a CUDA kernel's parameters after them (`gpu_0/data_0` compiles not)."""
-    taken = {name for node in graph.nodes for name in (*_reads(node), *node.output)} | graph.constants.keys()
-    names = {}
-    for value in graph.inputs:
-        if not _IDENTIFIER.fullmatch(value.name) and value.name not in graph.output_names:
-            plain = re.sub(r"\W", "_", value.name, flags=re.ASCII)
-            plain = plain if _IDENTIFIER.fullmatch(plain) else f"input_{plain}"
-            while plain in taken:
-                plain += "_"
-            taken.add(plain)
-            names[value.name] = plain
-    if names:
-        graph.inputs = [_named(value, names) for value in graph.inputs]
-        graph.nodes = [_with_inputs(node, names) for node in graph.nodes]
-
-
-def _named(value: ValueInfoProto, names: dict[str, str]) -> ValueInfoProto:
-    renamed = ValueInfoProto()
-    renamed.CopyFrom(value)
-    renamed.name = names.get(value.name, value.name)
-    return renamed
-
-
-def _with_inputs(node: NodeProto, names: dict[str, str]) -> NodeProto:
-    """The node reading other names, in the graphs nested in it too."""
-    if not names.keys() & set(_reads(node)):
-        return node
-    renamed = NodeProto()
-    renamed.CopyFrom(node)
-    renamed.input[:] = [names.get(name, name) for name in node.input]
-    for nested in _nested(renamed):
-        inner = [_with_inputs(each, names) for each in nested.node]
-        del nested.node[:]
-        nested.node.extend(inner)
-    return renamed
 
 
 def _nested(node: NodeProto) -> list[GraphProto]:
