@@ -266,7 +266,7 @@ class Device:
 
         `tensors` are other arguments than the task's own. Cold weights have copies that take turns anyway.
         """
-        tensors = tensors or task.tensors
+        tensors = task.tensors if tensors is None else tensors
         if not options["cold_cache_bytes"]:
             return self._timed(kernel, tensors, number, repeats)
         if task.cold.weight_bytes <= _FLUSH_BYTES:
