@@ -23,6 +23,7 @@ _ATTEMPTS = 40  # random points tried for each one wanted
 _DRAWS = 4000  # and drawn for these on a GPU
 _GPU_TILE = 5  # parts of a spatial loop's tile there: blocks, virtual threads, threads, and two within a thread
 _LEAST_THREADS, _MOST_THREADS = 32, 1024  # of a block: TVM's rules mark blocks so, and VerifyGPUCode looks
+_FEW_ELEMENTS = 64  # of a kernel that is marked with no least
 _LOCATIONS = 6  # loops considered for a compute location before any was seen
 
 
@@ -200,9 +201,13 @@ def _generator(meta_schedule: Any, module: Any, target: Any) -> Any:
 
 
 def _fits_gpu(decisions: Sequence[Any]) -> bool:
-    """Whether a thread block of these tiles may pass VerifyGPUCode: applying a trace to find out takes milliseconds."""
+    """Whether a thread block of these tiles may pass VerifyGPUCode: applying a trace to find out takes milliseconds.
+
+    The least is asked only of a kernel with more than two warps of elements (TVM's multi_level_tiling.cc).
+    """
     tiles = [value for value in decisions if isinstance(value, list) and len(value) == _GPU_TILE]
-    return not tiles or _LEAST_THREADS <= prod(tile[2] for tile in tiles) <= _MOST_THREADS
+    least = _LEAST_THREADS if prod(map(prod, tiles)) > _FEW_ELEMENTS else 1
+    return not tiles or least <= prod(tile[2] for tile in tiles) <= _MOST_THREADS
 
 
 def _split(trace: Any) -> tuple[str, list[Any]]:
