@@ -14,13 +14,12 @@ import numpy as np
 import pandas as pd
 
 from tvmlab import frames, published
-from tvmlab.core import InputError
+from tvmlab.core import IMPROVED, InputError
 
 __all__ = ["doublings", "early_stops", "of_replay", "of_report", "of_runs"]
 
 _COLUMNS = ["search", "trial", "best_us", "exhausted"]
 _FEWEST = 8  # trials of a task, from which on doubling them is looked at
-_IMPROVED = 0.999  # of a latency: less is noise, as in tvmlab.search.allocate
 
 
 def of_runs(runs: Any) -> pd.DataFrame:
@@ -112,7 +111,7 @@ class _Search:
         """The number of trials at which a task is finished (tvmlab.search.allocate)."""
         least, since = np.inf, 0
         for number, best in enumerate(self.best, start=1):
-            since = 0 if best < least * _IMPROVED else since + 1
+            since = 0 if best < least * IMPROVED else since + 1
             least = min(least, best) if np.isfinite(best) else least
             if since >= threshold:
                 return number

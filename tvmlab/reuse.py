@@ -15,7 +15,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from tvmlab.core import RecordError, Trial, TrialStatus
+from tvmlab.core import IMPROVED, RecordError, Trial, TrialStatus
 from tvmlab.earlier import ended
 from tvmlab.experiment import Ansor, AutoTVM, Experiment, LayoutTuning
 from tvmlab.records import RunFolder
@@ -26,7 +26,6 @@ __all__ = ["PAST", "REUSE_FILE", "Best", "Past", "Plan", "Reuse", "begin", "past
 REUSE_FILE = "reuse.json"
 PAST = "past"  # the strategy of trials that measure the best schedule of earlier runs again
 _ENGINES = (Ansor, AutoTVM)
-_IMPROVED = 0.999  # of a latency: less is noise (tvmlab.search.allocate)
 
 
 @dataclass(frozen=True)
@@ -282,7 +281,7 @@ class _Records:
 
     def _count(self, engine: str, latency: float | None) -> None:
         known, least = self.past.get(engine, Past()), self._least.get(engine, math.inf)
-        improved = latency is not None and latency < least * _IMPROVED
+        improved = latency is not None and latency < least * IMPROVED
         self._least[engine] = min(least, math.inf if latency is None else latency)
         self.past[engine] = replace(known, trials=known.trials + 1, since=0 if improved else known.since + 1)
 

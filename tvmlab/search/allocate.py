@@ -12,7 +12,7 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from tvmlab.core import Roofline, TaskInfo
+from tvmlab.core import IMPROVED, Roofline, TaskInfo
 
 __all__ = ["Allocator", "fit_batch_size", "fit_descent_batches", "fit_template_batches"]
 
@@ -135,8 +135,7 @@ class Allocator:
         for latency in latencies_s:
             task.trials += 1
             if latency is not None and (task.best_s is None or latency < task.best_s):
-                # A tenth of a percent is noise, not an improvement that earns more trials.
-                improved = task.best_s is None or latency < task.best_s * 0.999
+                improved = task.best_s is None or latency < task.best_s * IMPROVED
                 task.best_s = latency
                 task.since_improvement = 0 if improved else task.since_improvement + 1
             else:
