@@ -1,4 +1,4 @@
-"""What a run takes from earlier runs: how much is still to search, where the search begins, what is left out."""
+"""What a run takes from earlier runs: where the search begins, what is left out. How much is left: test_reuse_plan."""
 
 import ast
 import json
@@ -8,7 +8,6 @@ from collections import Counter
 from dataclasses import asdict, replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 from fake_measurer import FakeMeasurer, keys, stop_after
 
@@ -18,67 +17,11 @@ from tvmlab import run as running
 from tvmlab.core import TrialStatus
 from tvmlab.experiment import Ansor, AutoTVM, Droplet, Experiment, LayoutTuning
 from tvmlab.records import RunFolder
-from tvmlab.reuse import PAST, Past, Reuse, said_of_reuse
-from tvmlab.search.allocate import Allocator
-from tvmlab.search.tuner import digits_of
+from tvmlab.reuse import PAST, Reuse, said_of_reuse
 from tvmlab.search_process import search
-from tvmlab.strategies import TUNERS
-from tvmlab.testing import RecordedSpace, spend
 
 A, B = "a" * 16, "b" * 16
 SMALL = {"population": 16, "generations": 1}
-
-
-# How much is still to be measured
-
-
-def budget(step, past, before=(), again=()):
-    return reuse.planned(step, before, past, set(again))
-
-
-def test_what_earlier_runs_spent_on_each_task_counts_for_ansor():
-    step = Ansor(trials_per_kernel=100, early_stopping_threshold="100 %")
-    past = {A: Past(trials=190, share=100.0), B: Past(trials=10, share=100.0)}
-    assert budget(step, past, again={A, B}).total == 2  # B got few because A promised more: it has had its part
-    assert budget(step.model_copy(update={"trials_per_kernel": 150}), past).total == 100
-    assert budget(step, {A: Past(5000, 40.0), B: Past()}).total == 60 + 100  # another model's run shares A alone
-    assert budget(step, past).limits is None
-
-
-def test_each_task_of_autotvm_gets_what_it_lacks():
-    step = AutoTVM(kernel_trials=100, early_stopping_threshold="100 %")
-    found = budget(step, {A: Past(70, 999.0), B: Past()}, again={A})
-    assert (found.total, found.limits) == (30 + 100 + 1, {A: 31, B: 100})
-    assert found.begun == {A: (70, 0), B: (0, 0)}
-
-
-def test_a_task_that_had_stopped_early_is_not_searched_further():
-    past = {A: Past(300, 300.0, since=250), B: Past(300, 300.0, since=249)}
-    assert budget(Ansor(), past).total == 700
-    assert budget(Ansor(early_stopping_threshold=300), past).total == 1400
-    assert budget(Ansor(early_stopping_threshold="100 %"), past).total == 1400
-
-
-def test_exploration_is_at_least_so_many_new_trials():
-    past = {A: Past(2000, since=600), B: Past(1990, since=0)}
-    found = budget(AutoTVM(exploration_trials=50), past, again={A})
-    assert (found.total, found.limits) == (101, {A: 51, B: 50})
-    assert found.begun == {A: (2000, 0), B: (1990, 0)}  # a search of its own, which has not waited yet
-
-
-def test_a_cap_counts_earlier_trials_too_and_is_never_passed():
-    past = {A: Past(40, 32.0), B: Past(24, 32.0)}
-    assert budget(Ansor(max_trials=64), past, again={A, B}).total == 2
-    assert budget(Ansor(max_trials=80), past, again={A, B}).total == 16 + 2
-    assert budget(AutoTVM(max_trials=64), past).total == 0
-    assert budget(Ansor(trials_per_kernel=5, max_trials=1), {A: Past(), B: Past(0, 0.1)}, again={A, B}).total == 1
-
-
-def test_two_steps_do_not_count_on_the_same_trials():
-    step = AutoTVM(kernel_trials=100)
-    past = {A: Past(150)}
-    assert budget(step, past).total == 0
-    assert budget(step, past, before=[step]).total == 50
 
 
 @pytest.fixture
@@ -346,76 +289,6 @@ def test_no_benchmark_tunes_with_what_another_run_found():
         calls |= {(path.stem, node.lineno): ast.unparse(node) for node in tuned}
     assert len(calls) >= 6
     assert {name for (name, _), asked in calls.items() if not asked.endswith(".afresh()")} == {"reuse"}
-
-
-# Random trials
-
-
-def far_space():
-    """Six knobs of eight values; the latency grows with the number of a point."""
-    return RecordedSpace({name: range(8) for name in "abcdef"}, lambda index: 1e-3 + index * 1e-9)
-
-
-@pytest.mark.parametrize("name", TUNERS)
-def test_random_trials_start_from_past_records_however_slow(name):
-    """Nearly all of the past is slow; half of the new trials are to start there, the others from the fastest."""
-    space = far_space()
-    slow = np.random.default_rng(0).integers(len(space) // 2, len(space), 30)
-    earlier = space.measure([space.realize(int(index)) for index in [*range(3), *slow]])
-
-    def near(random):
-        tuner = TUNERS[name](space, seed=0, earlier=earlier)
-        if random:
-            tuner.start_at_random(20, of=40)
-        asked = [candidate.decisions[0] for candidate in tuner.ask(1)]
-        assert asked == [0]  # the best of the past
-        for _ in range(10):
-            found = tuner.ask(4)
-            tuner.tell(found, space.measure(found))
-            asked += [candidate.decisions[0] for candidate in found]
-        assert len(set(asked)) == 41
-        digits, starts = (digits_of(indices, space.radices) for indices in (asked, slow))
-        return int(((digits[:, None, :] != starts[None]).sum(axis=2).min(axis=1) <= 2).sum())
-
-    assert near(random=True) >= max(17, near(random=False) + 4)
-
-
-def test_without_past_records_random_trials_change_nothing():
-    space = far_space()
-    plain, asked = (TUNERS["xgb"](space, seed=3) for _ in range(2))
-    asked.start_at_random(20, of=40)
-    assert [trial.key for trial in spend(plain, 40, space.measure)] == [
-        trial.key for trial in spend(asked, 40, space.measure)
-    ]
-
-
-def test_a_point_measured_again_is_learned_with_the_others():
-    """The best of the past is known already: it is not asked for, and the rest are learned all the same."""
-    space = far_space()
-    earlier = space.measure([space.realize(index) for index in range(10, 40)])
-    tuner = TUNERS["genetic"](space, seed=0, earlier=earlier, known=earlier[:1])
-    assert len(tuner._known) == 30 and not {10, 11} & {c.decisions[0] for c in tuner.ask(16)}
-
-
-# The allocator
-
-
-def test_the_allocator_goes_on_where_earlier_runs_ended(tiny_tasks):
-    infos = [tiny_tasks[name].info for name in ("conv2d+relu", "matmul+add")]
-    conv, gemm = (info.key for info in infos)
-    allocator = Allocator(infos, dict.fromkeys((conv, gemm), 1e-3), None, 10, {conv: 5, gemm: 5})
-    allocator.begun(conv, 400, 10)
-    allocator.begun(gemm, 400, 8)
-    allocator.again(gemm, 5e-4)
-    assert not allocator.is_fresh(gemm) and allocator.room(gemm) == 4
-    assert allocator.next_task() == gemm  # the other had stopped early
-    allocator.record(gemm, [6e-4, None])
-    assert allocator.next_task() is None
-    again = Allocator(infos, dict.fromkeys((conv, gemm), 1e-3), None, 10)
-    again.begun(gemm, 400, 8)
-    again.again(gemm, 5e-4)
-    again.record(gemm, [4e-4, 6e-4])  # an improvement, so it goes on
-    assert again.next_task() is not None and not again._tasks[gemm].finished
 
 
 def test_said_and_read_where_there_is_nothing(make_folder):
