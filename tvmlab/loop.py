@@ -21,6 +21,7 @@ from tvmlab.layout_step import adopt
 from tvmlab.measure.refine import refine
 from tvmlab.reuse import PAST, Plan
 from tvmlab.search.allocate import Allocator, fit_batch_size, fit_descent_batches, fit_template_batches
+from tvmlab.search.transfer import Transfer
 from tvmlab.selective_step import Selection
 from tvmlab.session import Session
 from tvmlab.strategies import Strategies
@@ -36,8 +37,6 @@ _BATCHES = {
     "droplet": (2, fit_descent_batches),
     "transfertuning": (3, fit_descent_batches),
 }
-
-
 _UNKNOWN_S = 1.0  # of a default kernel that did not run: its task needs a schedule most
 _AT_ONCE = 8  # tasks of the first round of transfers that are built together: enough for the builders
 
@@ -186,7 +185,7 @@ def _first_round(
         found = [candidate for key in waiting[:_AT_ONCE] for candidate in strategies[key].ask(1)]
         session.search_s += time.perf_counter() - started
         del waiting[:_AT_ONCE]
-        done += _measure_each(session, allocator, number, found, "transfer")
+        done += _measure_each(session, allocator, number, found, Transfer.name)
     return done
 
 
