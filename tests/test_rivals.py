@@ -168,6 +168,15 @@ def test_turns_go_round_the_places_of_the_data_pair_by_pair():
     assert ours == [*["here"] * 2, *["there"] * 2, *["elsewhere"] * 2, *["here"] * 2]
 
 
+def test_cold_weights_have_copies_of_their_own():
+    seen = []
+    device = Device("cpu")
+    device._samples = lambda kernel, task, number, repeats, options, place: seen.append(place) or [2e-3]
+    options = {"repeats": 4, "min_repeat_ms": 1.0, "slow_factor": 4.0, "best_s": None, "cold_cache_bytes": 1 << 20}
+    device._take_turns("a", _Rival("", "b", 2e-3), SimpleNamespace(tensors="the task's own"), 2e-3, options)
+    assert set(seen) == {"the task's own"}
+
+
 def test_turns_of_slow_kernels_end_in_time():
     kernel, rival = Kernel("a", 0.5, []), _Rival("", Kernel("b", 0.6, []), 0.6)
     options = {"repeats": 50, "min_repeat_ms": 4.0, "slow_factor": 4.0, "best_s": None, "cold_cache_bytes": 0}

@@ -67,9 +67,8 @@ class _Task:
     def places(self, device: Any) -> list[list[Any]]:
         """The arguments, and copies of them elsewhere in memory.
 
-        Which pages a tensor got decides what it evicts from the caches: a dense layer of 4 MB was seen to take 101 or
-        142 us in one process or another, another schedule of it 110 or 174. A pair of kernels has to be compared in
-        more places than one.
+        Which of two kernels is faster may depend on the pages that their tensors got (docs/benchmarks.md): a pair is
+        compared in more places than one.
         """
         import tvm
 
@@ -241,7 +240,8 @@ class Device:
         if single_s > min(_limit_s(options), options["slow_factor"] * rival.single_s + _CALL_S):
             return [single_s], [self._run_once(rival.kernel, task.tensors)]
         number, repeats = _loops(min(single_s, rival.single_s), options)
-        places = task.places(self._device) if self._kind == "cpu" else [task.tensors]
+        warm_cpu = self._kind == "cpu" and not options["cold_cache_bytes"]  # cold weights have copies of their own
+        places = task.places(self._device) if warm_cpu else [task.tensors]
         affordable = max(1, int(_TURNS_S / (number * (single_s + rival.single_s))))
         found: tuple[list[float], list[float]] = ([], [])
         for turns in (repeats, _LEADER_FACTOR * repeats):
@@ -264,7 +264,7 @@ class Device:
     ) -> list[float]:
         """So many repeats of `number` calls each, seconds a call; of single calls with cold weights, if asked for.
 
-        `tensors` are other arguments than the task's own. Cold weights have copies that take turns anyway.
+        `tensors` are other arguments than the task's own.
         """
         tensors = task.tensors if tensors is None else tensors
         if not options["cold_cache_bytes"]:
