@@ -3,8 +3,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.tvmlab-installed
+# Two files of tests at a time; what the tests of a file share is made once.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
 
-.PHONY: setup demo test test-all lint lab clean
+.PHONY: setup demo test test-slow test-browser test-all lint lab clean
 
 setup: $(STAMP)
 
@@ -19,10 +21,15 @@ demo: setup
 	$(BIN)/tvmlab demo
 
 test: setup
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
-test-all: setup lint
-	$(BIN)/python -m pytest -m 'not gpu'
+test-slow: setup
+	$(PYTEST) -m 'slow and not gpu and not browser'
+
+test-browser: setup
+	$(BIN)/python -m pytest -m browser
+
+test-all: test lint test-slow test-browser
 
 lint: setup
 	$(BIN)/ruff check .

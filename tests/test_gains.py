@@ -58,6 +58,19 @@ def test_a_search_without_a_latency_does_not_count():
     assert gains.doublings(searches(falling(4))).empty
 
 
+def test_budgets_count_only_the_searches_that_went_so_far():
+    runs = {"a": [8.0, 6.0, 5.0, 4.0], "b": [10.0, 4.0]}
+    curve = pd.concat(
+        pd.DataFrame({"run": name, "trial": range(1, len(found) + 1), "estimate_ms": found})
+        for name, found in runs.items()
+    )
+    found = gains.budgets(curve, [1, 2, 4, 8])
+    assert found["seeds"].tolist() == [2, 2, 1, 0]
+    assert found["estimate_ms"].tolist()[:3] == [9.0, 5.0, 4.0] and np.isnan(found["estimate_ms"].iloc[3])
+    assert found["least_ms"].tolist()[:2] == [8.0, 4.0] and found["largest_ms"].tolist()[:2] == [10.0, 6.0]
+    assert found["gain"].tolist()[1:3] == pytest.approx([1 - 5 / 9, 0.2])
+
+
 @pytest.mark.parametrize("threshold", [1, 3, 7, 50])
 def test_early_stopping_ends_a_search_where_the_allocator_does(make_run, threshold):
     rng = np.random.default_rng(threshold)
@@ -129,6 +142,11 @@ def test_the_figure_of_early_stopping_has_a_dot_a_threshold(ax):
 def test_thresholds_that_change_nothing_share_a_dot(ax):
     stopping_costs({"some": gains.early_stops(searches(falling(20, (10, 50.0))), [30, 40])}, ax=ax)
     assert [text.get_text() for text in ax.texts] == ["30, 40"]
+
+
+def test_dots_that_nearly_touch_share_their_text(ax):
+    stopping_costs({"a": gains.early_stops(searches(falling(100, (2, 50.0))), [40, 93, 95, 200])}, ax=ax)
+    assert [text.get_text() for text in ax.texts] == ["40", "93, 95, 200"]
 
 
 def test_the_figure_of_ends_has_a_dot_a_seed_and_a_median(ax):

@@ -7,7 +7,7 @@ needs TVM.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ import pandas as pd
 from tvmlab import frames, published
 from tvmlab.core import IMPROVED, InputError
 
-__all__ = ["doublings", "early_stops", "of_replay", "of_report", "of_runs"]
+__all__ = ["budgets", "doublings", "early_stops", "of_replay", "of_report", "of_runs"]
 
 _COLUMNS = ["search", "trial", "best_us", "exhausted"]
 _FEWEST = 8  # trials of a task, from which on doubling them is looked at
@@ -68,6 +68,23 @@ def doublings(searches: pd.DataFrame, least: float = 0.01) -> pd.DataFrame:
         trials *= 2
     columns = ["trials", "searches", "gaining", "share", "median_gain", "largest_gain"]
     return pd.DataFrame(rows, columns=columns)
+
+
+def budgets(curve: pd.DataFrame, trials: Sequence[int]) -> pd.DataFrame:
+    """The model estimate that searches of several seeds had after so many trials each, one row a number of trials.
+
+    `curve` is that of `tvmlab.frames.curve`. Columns: trials, seeds (searches that went so far and had an estimate),
+    estimate_ms (their median), least_ms, largest_ms (NaN where none did), gain (the share by which the median fell
+    since the row before).
+    """
+    reach = curve.groupby("run")["trial"].max()
+    rows = []
+    for number in trials:
+        far = curve[curve["run"].isin(reach.index[reach >= number]) & (curve["trial"] <= number)]
+        found = far.groupby("run")["estimate_ms"].last().dropna()
+        rows.append((number, len(found), found.median(), found.min(), found.max()))
+    table = pd.DataFrame(rows, columns=["trials", "seeds", "estimate_ms", "least_ms", "largest_ms"])
+    return table.assign(gain=1 - table["estimate_ms"] / table["estimate_ms"].shift())
 
 
 def early_stops(searches: pd.DataFrame, thresholds: Iterable[int]) -> pd.DataFrame:

@@ -16,6 +16,7 @@ from tvmlab.plots_style import COLORS, GREY, new_axes, tidy
 __all__ = ["arm_ends", "doubling_shares", "stopping_costs"]
 
 _RIGHT = 0.9  # share of the trials from which on a dot's text is on its left
+_NEAR = 0.04  # of either axis
 _SPREAD = 0.2  # half the width over which the dots of an arm are spread
 
 
@@ -58,8 +59,10 @@ def stopping_costs(frames: Mapping[str, pd.DataFrame], *, ax: Axes | None = None
         above = 5 + 8 * number  # points; where lines meet, their texts stand above each other
         means = frame.groupby("threshold")[["share", "loss"]].mean().reset_index()
         ax.plot(means["share"], means["loss"], "o-", color=color, lw=1.4, ms=5, label=name, zorder=3)
-        for _, part in means.groupby(["share", "loss"]):
-            share, loss = float(part["share"].iloc[0]), float(part["loss"].iloc[0])
+        moved = means[["share", "loss"]].diff().abs()  # dots that nearly touch have one text
+        near = (moved["share"] <= _NEAR) & (moved["loss"] <= _NEAR * means["loss"].max())
+        for _, part in means.groupby((~near).cumsum()):
+            share, loss = float(part["share"].iloc[-1]), float(part["loss"].iloc[-1])
             text = ", ".join(str(threshold) for threshold in part["threshold"])
             on_the_right = share > _RIGHT
             ax.annotate(text, (share, loss), xytext=(-5 if on_the_right else 5, above), textcoords="offset points",

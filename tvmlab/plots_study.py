@@ -112,7 +112,8 @@ def budget_curve(curve: pd.DataFrame, budgets: Sequence[int] = (), *, ax: Axes |
     places = np.arange(max(run["trial"].iloc[0] for run in runs), min(run["trial"].iloc[-1] for run in runs) + 1)
     values = [run["estimate_ms"].to_numpy()[np.searchsorted(run["trial"], places, side="right") - 1] for run in runs]
     middle = np.median(values, axis=0)
-    ax.step(places, middle, where="post", color=COLORS[0], lw=2.0, label=f"median of {len(runs)} seeds")
+    label = f"median of {len(runs)} seeds" if len(runs) > 1 else "1 seed"
+    ax.step(places, middle, where="post", color=COLORS[0], lw=2.0, label=label)
     reached = [budget for budget in budgets if places[0] <= budget <= places[-1]]
     ax.plot(
         reached, middle[np.array(reached, dtype=int) - places[0]], "o", color=COLORS[1], ms=6, label="budget, reached"
