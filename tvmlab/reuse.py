@@ -226,9 +226,8 @@ def planned(
     explore = step.exploration_trials if isinstance(step, AutoTVM) else 0
     each = _each(step, tasks)
     taken = sum(_each(stage, tasks) for stage in before)
-    by_task = isinstance(step, AutoTVM) and each == _asked(
-        step
-    )  # else one budget for all, which may be spread unevenly
+    # Else there is one budget for all, which may be spread unevenly.
+    by_task = isinstance(step, AutoTVM) and each == _asked(step)
     new, limits = {}, {}
     for key, known in past.items():
         met = max((known.trials if by_task else known.share) - taken, 0.0)
