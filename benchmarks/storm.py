@@ -1,7 +1,7 @@
 """A short search and a descent against a long search, per kernel: latency, and wall time.
 
-    python benchmarks/storm.py [--kernel NAME ...] [--seeds 5] [--storm 300] [--drops 100] [--long 1000] [--rows FILE]
-                               [--quick]
+    python benchmarks/storm.py [--kernel NAME ...] [--seeds 5] [--storm 300] [--drops 150] [--starts 4] [--long 1000]
+                               [--rows FILE] [--quick]
 
 "Explore as a Storm, Exploit as a Raindrop" (Canesche et al., 2024) has it that 300 trials of Ansor and a droplet search
 reach what 1,000 trials of Ansor do in less time. The two are independent runs of the same seed. Their best kernels are
@@ -40,12 +40,12 @@ def search(trials: int) -> Ansor:
     return Ansor(max_trials=trials, trials_per_kernel=trials, early_stopping_threshold=100_000)
 
 
-def row_of(name: str, seed: int, storm: int, drops: int, long: int, folder: Path) -> dict[str, Any]:
+def row_of(name: str, seed: int, storm: int, descent: Droplet, long: int, folder: Path) -> dict[str, Any]:
     """One kernel, one seed."""
     cpu = target("cpu")
     model = model_of(name, folder)
     task = task_of(model, cpu)
-    short = run_of(model, seed, [search(storm), Droplet(trials=drops)], folder)
+    short = run_of(model, seed, [search(storm), descent], folder)
     whole = run_of(model, seed, [search(long)], folder)
     samples = compare(best_of(short, task, cpu), best_of(whole, task, cpu), task, cpu)
     ratio = bootstrap_ratio(*samples)
@@ -67,7 +67,8 @@ def main() -> None:
     parser.add_argument("--kernel", action="append", choices=KERNELS, help="repeat for several (default: all six)")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--storm", type=int, default=300, help="trials of the short search")
-    parser.add_argument("--drops", type=int, default=100, help="most trials of the descent after it")
+    parser.add_argument("--drops", type=int, default=150, help="most trials of the descent after it")
+    parser.add_argument("--starts", type=int, default=4, help="schedules that it goes down from, one after the other")
     parser.add_argument("--long", type=int, default=1000, help="trials of the long search")
     parser.add_argument("--folder", type=Path, help="where the runs are kept (default: a temporary folder)")
     parser.add_argument("--rows", type=Path, help="rows that this file has are not measured again; others are added")
@@ -76,13 +77,14 @@ def main() -> None:
     names = asked.kernel or (KERNELS[:1] if asked.quick else KERNELS)
     shrink = 10 if asked.quick else 1
     storm, drops, long = (max(1, count // shrink) for count in (asked.storm, asked.drops, asked.long))
+    descent = Droplet(trials=drops, starts=asked.starts)
     folder = asked.folder or Path(tempfile.mkdtemp(prefix="storm-"))
     folder.mkdir(parents=True, exist_ok=True)
     rows = []
     for seed in range(1 if asked.quick else asked.seeds):
         for name in names:
-            what = {"kernel": name, "seed": seed, "storm": storm, "drops": drops, "long": long}
-            rows.append(kept(asked.rows, what, partial(row_of, name, seed, storm, drops, long, folder)))
+            what = {"kernel": name, "seed": seed, "storm": storm, "drops": drops, "starts": asked.starts, "long": long}
+            rows.append(kept(asked.rows, what, partial(row_of, name, seed, storm, descent, long, folder)))
     for benchmark, columns in (("storm.wall_time", ("short_s", "long_s")), ("storm", ("short_us", "long_us"))):
         found = paired_ratio(*([row[column] for row in rows] for column in columns))
         report(benchmark, found.ratio, found.low, found.high, GOALS[benchmark])

@@ -3,6 +3,7 @@
 import threading
 from collections import Counter
 from dataclasses import replace
+from operator import ne
 
 import pytest
 from fake_measurer import FakeMeasurer, keys, stop_after
@@ -115,6 +116,20 @@ def test_without_records_it_starts_from_the_plainest_point(make_folder, run, tin
         (first, *rest) = [trial for trial in trials if trial.task_key == task.key]
         assert (first.key, first.rival) == (plain.key, "")
         assert rest and rest[0].rival == plain.key
+
+
+def test_with_more_starts_it_walks_down_from_other_schedules_too(make_folder, run):
+    """Of another sketch, or far from the best: everything is still timed beside the incumbent."""
+    steps = [Ansor(max_trials=24, **SMALL), Droplet(trials=400, starts=2)]
+    trials = run(make_folder(steps=steps))
+    for key, found in of_step(trials, 1).items():
+        if not found:
+            continue
+        best = fastest(of_step(trials, 0)[key])
+        elsewhere = [t for t in found if t.sketch != best.sketch or sum(map(ne, t.decisions, best.decisions)) > 3]
+        assert elsewhere and all(t.rival for t in found)
+        near = [t for t in found if t.rival == best.key and t.sketch == best.sketch]
+        assert near and near[0].trial < elsewhere[0].trial
 
 
 def test_start_default_leaves_the_records_alone(make_folder, run):

@@ -258,6 +258,10 @@ class Droplet(Options):
         description="Where a task's descent begins: at the best schedule known of it (of this run, or transferred), "
         "or at the first point of its space",
     )
+    starts: int = knob(
+        1, "Fast schedules, far from each other, that a descent goes down from, one after the other; with "
+        "start='best'", unit="schedules", ge=1, le=64,
+    )  # fmt: skip
     max_trials: int | None = budget.max_trials()
     batch_size: int | None = budget.batch_size()
     warm_start: tuple[str, ...] = budget.warm_start()

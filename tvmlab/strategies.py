@@ -21,6 +21,7 @@ from tvmlab.search.fallback import Fallback
 from tvmlab.search.genetic import Genetic
 from tvmlab.search.grid import Grid
 from tvmlab.search.random_search import RandomSearch
+from tvmlab.search.scout import apart
 from tvmlab.search.tuner import Tuner
 from tvmlab.session import Session
 from tvmlab.spaces.sketch import SketchSpace
@@ -32,6 +33,9 @@ __all__ = ["TUNERS", "Strategies", "template_space", "warm_records"]
 
 _RECORDS = 64  # earlier schedules of a task that a search starts from
 _STARTS = 8  # the fastest of them, of which a descent begins at the first that can be made again and has knobs
+
+# A space, and the schedules of it that a descent starts from, with latencies in seconds as far as they are known.
+_Starts = tuple[Walkable, list[tuple[Candidate, float | None]]]
 
 _ALSO = ("droplet", "transfer", PAST)  # strategies whose trials may be of a template or of a sketch
 
@@ -143,7 +147,8 @@ class Strategies(dict[str, Strategy]):
         return tuner
 
     def _descent(self, task: Task, step: Droplet) -> Strategy:
-        space, start, latency_s = (self._best(task) if step.start == "best" else None) or self._first(task)
+        space, starts = (self._best(task, step.starts) if step.start == "best" else None) or self._first(task)
+        start, latency_s = starts[0] if starts else (None, None)
         before = [trial for trial in self._before() if trial.task_key == task.key]
         return Descent(
             space,
@@ -151,28 +156,46 @@ class Strategies(dict[str, Strategy]):
             p_value=step.p_value,
             seed=self._session.experiment.seed,
             latency_s=latency_s,
+            others=starts[1:],
             known=self._own.get(task.key, ()),
             earlier=[trial for trial in before if not isinstance(space, Numbered) or space.holds(trial.decisions)],
         )
 
-    def _best(self, task: Task) -> tuple[Walkable, Candidate, float | None] | None:
-        """The fastest schedule known before this step, and its latency if it was measured in this run.
+    def _best(self, task: Task, most: int) -> _Starts | None:
+        """The fastest schedule known before this step, and of the others in its space the fastest that are apart.
+
+        Up to `most` together, each with its latency if it was measured in this run; None where there is none.
 
         The default kernel is none: it has no knobs. Neither has a schedule whose template has changed since.
         """
         found = [(trial.latency_s, trial) for trial in self._before() if trial.task_key == task.key]
         tuned = [(s, trial) for s, trial in found if s is not None and trial.key != task.key]
-        template, sketches = template_space(task, self._session.target), None
-        for latency_s, trial in sorted(tuned, key=lambda item: item[0])[:_STARTS]:
-            known_s = None if any(trial is other for other in self._warm) else latency_s
-            point = _point(template, trial) if template else None
-            if template and point:
-                return Numbered(template), point, known_s
-            sketches = sketches or self._sketches(task)
-            candidate = self._again(task, sketches, trial)
-            if candidate is not None and sketches.knobs(candidate):
-                return sketches, candidate, known_s
-        return None
+        chosen: list[Trial] = []
+        starts: list[tuple[Candidate, float | None]] = []
+        space: Walkable | None = None
+        for latency_s, trial in sorted(tuned, key=lambda item: item[0])[: _STARTS if most == 1 else _RECORDS]:
+            radices = space.radices if isinstance(space, Numbered) else ()
+            if not all(apart(trial, other, radices) for other in chosen):
+                continue
+            kind, candidate = self._replayed(task, trial)
+            if candidate is None or (space is not None and type(kind) is not type(space)):
+                continue
+            space = space or kind
+            chosen.append(trial)
+            starts.append((candidate, None if any(trial is other for other in self._warm) else latency_s))
+            if len(starts) == most:
+                break
+        return None if space is None else (space, starts)
+
+    def _replayed(self, task: Task, trial: Trial) -> tuple[Walkable, Candidate | None]:
+        """The space that a trial's schedule is of, and the schedule made again; None where that fails."""
+        template = template_space(task, self._session.target)
+        point = _point(template, trial) if template else None
+        if template and point:
+            return Numbered(template), point
+        sketches = self._sketches(task)
+        candidate = self._again(task, sketches, trial)
+        return sketches, candidate if candidate is not None and sketches.knobs(candidate) else None
 
     def _before(self) -> list[Trial]:
         """The trials of earlier steps and of the runs to start from, the unscheduled kernels left out."""
@@ -186,15 +209,16 @@ class Strategies(dict[str, Strategy]):
         made = (sketches.replay(trace) for trace, _ in nearest[:_STARTS])
         return next((candidate for candidate in made if candidate and candidate.key == trial.key), None)
 
-    def _first(self, task: Task) -> tuple[Walkable, Candidate | None, None]:
-        """The first valid point of the task's template, else of its sketches; None where there is none."""
+    def _first(self, task: Task) -> _Starts:
+        """The first valid point of the task's template, else of its sketches; no start where there is none."""
         template = template_space(task, self._session.target)
         if template is not None:
             found = next((made for index in template.starts() if (made := template.realize(index))), None)
             if found is not None:
-                return Numbered(template), found, None
+                return Numbered(template), [(found, None)]
         sketches = self._sketches(task)
-        return sketches, sketches.plainest(), None
+        plainest = sketches.plainest()
+        return sketches, [] if plainest is None else [(plainest, None)]
 
     def _sketches(self, task: Task) -> SketchSpace:
         if task.key not in self._spaces:

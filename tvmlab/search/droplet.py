@@ -5,16 +5,16 @@ of a point along every coordinate, move to the best, stop where none is better, 
 along the way downhill; "Explore as a Storm, Exploit as a Raindrop" (2024): begin where a short search of another kind
 ended. Different here: every neighbour is timed in turns with the point it would replace, and a move takes a paired
 test, corrected for the number of neighbours it is the best of. And before a descent ends, some points two steps away
-are tried: knobs are coupled, by the registers of a tile say, and then no single one can change.
+are tried: knobs are coupled, by the registers of a tile say, and then no single one can change. If it is given other
+starts, it then walks downhill from those too (tvmlab.search.scout), everything timed beside the incumbent.
 """
 
 from __future__ import annotations
 
-import json
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import combinations
+from itertools import chain, combinations
 from statistics import median
 from typing import Any, Protocol
 
@@ -22,6 +22,7 @@ import numpy as np
 
 from tvmlab.core import Candidate, EnumeratedSpace, Trial
 from tvmlab.search.costmodel import KnobModel
+from tvmlab.search.scout import Scout, Start, name_of
 from tvmlab.search.tuner import Tuner
 from tvmlab.spaces.knobs import Axis, Direction, Index, directions, stepped
 from tvmlab.stats import faster
@@ -64,6 +65,7 @@ class Numbered:
 
     def __init__(self, space: EnumeratedSpace) -> None:
         self._space = space
+        self.radices = space.radices
         self.task_key = space.task_key
 
     def knobs(self, candidate: Candidate) -> Sequence[Axis]:
@@ -83,7 +85,8 @@ class Droplet:
     """The descent of one task. It ends at a local minimum: then `ask` gives nothing, and `ending` says so.
 
     It begins at `start` (None: there is no valid point), whose latency in seconds is `latency_s`; without one it is
-    measured first. `known` are the trials of the same descent before it was interrupted, `earlier` those of other
+    measured first. `others` are schedules in other valleys, with their latencies, that are walked down from before it
+    ends. `known` are the trials of the same descent before it was interrupted, `earlier` those of other
     searches: a model of the knobs learns them, and says which neighbours are measured first.
 
     A neighbour becomes the incumbent if it is faster at `p_value` (`tvmlab.stats.faster`), divided by the number of
@@ -103,17 +106,22 @@ class Droplet:
         p_value: float,
         seed: int = 0,
         latency_s: float | None = None,
+        others: Sequence[tuple[Candidate, float | None]] = (),
         known: Sequence[Trial] = (),
         earlier: Sequence[Trial] = (),
     ) -> None:
         self._space = space
         self._p_value = p_value
+        self._seed = seed
         self._model = KnobModel(seed)
+        self._bases = [*filter(None, [start]), *(other for other, _ in others)]
+        self._scout = Scout([Start(other, space.knobs(other), found_s) for other, found_s in others], self._rated)
+        self._scouted: set[str] = set()  # keys of what the scout proposed
         self._knobs = space.knobs(start) if start is not None else ()
         self._rng = np.random.default_rng([seed, zlib.crc32(space.task_key.encode())])
         self._scores: dict[str, float] = {}  # latencies in seconds, as they would be beside the start's
         self._asked: set[str] = set()  # keys of programs
-        self._tried: set[str] = set()  # decisions
+        self._tried: set[str] = set()  # names of points
         self._under_way: dict[str, tuple[Direction, ...]] = {}
         self._rematches: list[Candidate] = []
         self._ways: list[Direction] = []  # from the incumbent, the most promising first
@@ -141,7 +149,8 @@ class Droplet:
             if len(found) == count:
                 return found
         # Nothing of this neighbourhood is left. Until all of it is told, go on where it looks like going down.
-        for candidate, ways in self._speculation() if self._under_way else self._rim():
+        ahead = self._speculation() if self._under_way else self._rim()
+        for candidate, ways in chain(ahead, self._elsewhere()):
             self._under_way[candidate.key] = ways
             found.append(candidate)
             if len(found) == count:
@@ -212,17 +221,31 @@ class Droplet:
         for ways in pairs[:_RIM]:
             yield from self._step(ways)
 
+    def _elsewhere(self) -> Iterator[Proposal]:
+        """Points of other valleys, once nothing is under way that the descent itself may move to."""
+        if self._under_way.keys() <= self._scouted:
+            for base, decisions in self._scout.ahead(self._tried):
+                for candidate, ways in self._vary(base, decisions, ()):
+                    self._scouted.add(candidate.key)
+                    yield candidate, ways
+
     def _by_latency(self) -> list[Direction]:
         return sorted(self._here, key=lambda way: self._here[way])
 
     def _step(self, ways: tuple[Direction, ...]) -> Iterator[Proposal]:
-        """The candidate after these steps from the incumbent, unless it was tried before or is not valid."""
+        """The candidate after these steps from the incumbent, if there is a new one."""
         assert self._incumbent is not None
         decisions = stepped(self._knobs, self._incumbent.decisions, ways)
-        if decisions is None or (text := _text(decisions)) in self._tried:
+        if decisions is not None:
+            yield from self._vary(self._incumbent, decisions, ways)
+
+    def _vary(self, base: Candidate, decisions: Sequence[Any], ways: tuple[Direction, ...]) -> Iterator[Proposal]:
+        """The candidate with these decisions beside the incumbent, unless it was tried before or is not valid."""
+        assert self._incumbent is not None
+        if (name := name_of(base.sketch, decisions)) in self._tried:
             return
-        self._tried.add(text)
-        candidate = self._space.vary(self._incumbent, decisions)
+        self._tried.add(name)
+        candidate = self._space.vary(base, decisions)
         if candidate is None and len(ways) == 1:
             self._blocked.append(ways[0])
         if candidate is not None and candidate.key not in self._asked:
@@ -231,16 +254,18 @@ class Droplet:
 
     def _stand_on(self, candidate: Candidate) -> None:
         """Look around from a new incumbent."""
+        assert self._incumbent is not None
+        if candidate.sketch != self._incumbent.sketch:  # its knobs are others
+            self._knobs, self._model = self._space.knobs(candidate), KnobModel(self._seed)
         self._incumbent = replace(candidate, rival=None)
         self._asked.add(candidate.key)
-        self._tried.add(_text(candidate.decisions))
+        self._tried.add(name_of(candidate.sketch, candidate.decisions))
         self._here.clear()
         self._blocked.clear()
         ways = directions(self._knobs, candidate.decisions)
         ways = [ways[index] for index in self._rng.permutation(len(ways))]
         points = [stepped(self._knobs, candidate.decisions, [way]) for way in ways]
-        rows = [self._features(point) for point in points if point is not None]
-        scores = dict(zip(ways, self._model.predict(np.array(rows)) if rows else [], strict=True))
+        scores = dict(zip(ways, self._rated(candidate.sketch, [p for p in points if p is not None]), strict=True))
         self._ways = sorted(ways, key=lambda way: self._rank(way, scores[way]))
 
     def _rank(self, way: Direction, score: float) -> tuple[int, float]:
@@ -248,9 +273,16 @@ class Droplet:
         trend = self._trends.get(way)
         return (1, -score) if trend is None else (0 if trend < 1 else 2, trend)
 
+    def _rated(self, sketch: int, points: Sequence[Sequence[Any]]) -> Any:
+        """The model's scores of points, shape (n,); 0 where it knows another sketch."""
+        if self._incumbent is None or sketch != self._incumbent.sketch or not points:
+            return np.zeros(len(points))
+        return self._model.predict(np.array([self._features(point) for point in points]))
+
     # What is known
 
     def _note(self, trial: Trial, ways: tuple[Direction, ...]) -> None:
+        self._scout.tell(trial)
         latency = trial.latency_s
         if latency is None:
             self._learn(trial, None)
@@ -268,9 +300,9 @@ class Droplet:
                 self._here[ways[0]] = ratio
 
     def _learn(self, trial: Trial, latency_s: float | None) -> None:
-        """Tell the model of a trial, if it is of the same sketch or template as the start."""
-        start = self._start
-        if start is not None and trial.sketch == start.sketch and _shape(trial.decisions) == _shape(start.decisions):
+        """Tell the model of a trial, if it is of the same sketch or template as the incumbent."""
+        here = self._incumbent
+        if here is not None and trial.sketch == here.sketch and _shape(trial.decisions) == _shape(here.decisions):
             self._model.add(self._features(trial.decisions), latency_s)
 
     def _features(self, decisions: Sequence[Any]) -> list[float]:
@@ -306,7 +338,7 @@ class Droplet:
         """Stand where an interrupted descent stood: on the rival of its last trials, unless they beat it."""
         trials = {trial.key: trial for trial in known}
         self._asked |= trials.keys()
-        self._tried |= {_text(trial.decisions) for trial in known}
+        self._tried |= {name_of(trial.sketch, trial.decisions) for trial in known}
         if start.key in trials:
             self._first.clear()
         for trial in known:
@@ -325,8 +357,8 @@ class Droplet:
 
     def _again(self, trial: Trial) -> Candidate | None:
         """The candidate of a recorded trial."""
-        assert self._start is not None
-        found = self._space.vary(self._start, trial.decisions)
+        base = next((base for base in self._bases if base.sketch == trial.sketch), None)
+        found = self._space.vary(base, trial.decisions) if base is not None else None
         return found if found is not None and found.key == trial.key else None
 
 
@@ -358,7 +390,3 @@ def _ratio(trial: Trial) -> float | None:
 def _shape(decisions: Sequence[Any]) -> list[int]:
     """What the decisions of one trace have in common: the number of parts of each, 0 for a plain number."""
     return [len(decision) if isinstance(decision, Sequence) else 0 for decision in decisions]
-
-
-def _text(decisions: Sequence[Any]) -> str:
-    return json.dumps(list(decisions), separators=(",", ":"))

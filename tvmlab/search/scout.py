@@ -1,0 +1,98 @@
+"""Walks downhill from other fast schedules, once a descent has nothing left to try: a lower valley may be elsewhere.
+
+A local minimum is the lowest point of one valley. Multi-start local search begins again in others (Lourenço, Martin and
+Stützle, "Iterated Local Search", Handbook of Metaheuristics, 2003, section 2.2); TVM's `PostOpt` descends from the five
+fastest records, which mostly lie side by side. Here the starts are apart.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Container, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from tvmlab.core import Candidate, Trial
+from tvmlab.spaces.knobs import Axis, directions, stepped
+
+__all__ = ["Scout", "Start", "apart", "name_of"]
+
+_APART = 4  # knobs that two starts of one sketch differ in at least
+_LOWER = 0.99  # of its latency has a neighbour that a walk goes on from; who is timed beside what stays exact anyway
+
+Rank = Callable[[int, Sequence[Sequence[Any]]], Any]  # of a sketch and points of it: scores, the highest first
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a walk begins: a candidate, its knobs, and its latency in seconds (None: not measured in this run)."""
+
+    candidate: Candidate
+    knobs: Sequence[Axis]
+    latency_s: float | None
+
+
+class Scout:
+    """The walks of one task, one start after another.
+
+    It keeps no place: where a walk stands follows from what was told, so a resumed descent goes on where it was.
+    """
+
+    def __init__(self, starts: Sequence[Start], rank: Rank) -> None:
+        self._starts = starts
+        self._rank = rank
+        self._told: dict[str, float] = {}
+
+    def tell(self, trial: Trial) -> None:
+        """Learn how a point of the task did."""
+        if trial.latency_s is not None:
+            self._told[name_of(trial.sketch, trial.decisions)] = trial.latency_s
+
+    def ahead(self, tried: Container[str]) -> Iterator[tuple[Candidate, list[Any]]]:
+        """What to try next: neighbours of where the walks stand, each the candidate to vary and the decisions."""
+        for start in self._starts:
+            sketch = start.candidate.sketch
+            around = [point for point in self._stands(start) if name_of(sketch, point) not in tried]
+            if around:
+                order = np.argsort(-self._rank(sketch, around), kind="stable")
+                yield from ((start.candidate, around[index]) for index in order)
+
+    def _stands(self, start: Start) -> list[list[Any]]:
+        """The neighbours of the lowest point that a walk has come to."""
+        sketch, here = start.candidate.sketch, start.candidate.decisions
+        latency = start.latency_s or self._told.get(name_of(sketch, here), np.inf)
+        while True:
+            steps = (stepped(start.knobs, here, [way]) for way in directions(start.knobs, here))
+            around = [point for point in steps if point is not None]
+            told = [(self._told.get(name_of(sketch, point), np.inf), point) for point in around]
+            lowest, point = min(told, key=lambda item: item[0], default=(np.inf, here))
+            if not lowest < _LOWER * latency:
+                return around
+            latency, here = lowest, point
+
+
+def apart(one: Trial, other: Trial, radices: Sequence[int] = ()) -> bool:
+    """Whether two trials are of different sketches, or differ in enough knobs to lie in different valleys.
+
+    For a space whose points are numbered, `radices` says how many values each knob has.
+    """
+    if one.sketch != other.sketch or len(one.decisions) != len(other.decisions):
+        return True
+    here, there = (_digits(t.decisions[0], radices) if radices else t.decisions for t in (one, other))
+    return sum(a != b for a, b in zip(here, there, strict=True)) >= min(_APART, len(here))
+
+
+def _digits(index: int, radices: Sequence[int]) -> tuple[Any, ...]:
+    """The values of a point's knobs, by number.
+
+    >>> [int(value) for value in _digits(5, (3, 4))]
+    [2, 1]
+    """
+    return np.unravel_index(index, tuple(radices), order="F")
+
+
+def name_of(sketch: int, decisions: Sequence[Any]) -> str:
+    """A point's name, which needs no schedule."""
+    return f"{sketch} {json.dumps(list(decisions), separators=(',', ':'))}"
