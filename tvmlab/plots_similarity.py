@@ -17,6 +17,7 @@ from tvmlab.plots_style import COLORS, GREY, new_axes
 __all__ = ["similarity"]
 
 _MAP = LinearSegmentedColormap.from_list("alike", ("#ffffff", COLORS[5], COLORS[0]))
+_LETTER = 0.072  # inches that a letter of a name takes
 _MOST_NAMES = 48  # tasks beyond which only the clusters of several are named
 
 
@@ -31,8 +32,9 @@ def similarity(run: Any, *, ax: Axes | None = None) -> Axes:
     names = list(matrix.index)
     if not clusters or [task for cluster in clusters for task in cluster] != names or list(matrix.columns) != names:
         raise InputError("this frame is no similarity matrix", remedy="pass what tvmlab.similarity returned, or a run")
-    size = min(10.0, 2.6 + 0.16 * len(names))
-    ax = ax if ax is not None else new_axes(size + 2.0, size)
+    side = min(8.0, 1.4 + 0.16 * len(names))
+    labels = _LETTER * max(len(cluster[0]) + 5 for cluster in clusters)
+    ax = ax if ax is not None else new_axes(labels + side + 1.2, side + 0.6)  # square cells fill it
     image = ax.imshow(matrix.to_numpy(float), cmap=_MAP, vmin=0.0, vmax=1.0, interpolation="none")
     ticks = _frame_clusters(ax, clusters, every=len(names) <= _MOST_NAMES)
     ax.set_yticks([place for place, _ in ticks], [label for _, label in ticks], fontsize=7)
