@@ -241,13 +241,13 @@ def _carry_out(replay: ReplaySpace, step: AutoTVM, seed: int, past: Sequence[Tri
 
 
 def descend(
-    space: str | Path | ReplaySpace, start: int | None = None, *, trials: int = 200, seed: int = 0
+    space: str | Path | ReplaySpace, start: int | None = None, *, trials: int = 200, starts: int = 1, seed: int = 0
 ) -> list[Trial]:
     """The trials of a droplet search of a recorded space, as the step `Droplet()` does it: to a local minimum.
 
-    It begins at point `start`, or at one that the seed draws of those that run. A table knows no noise, so whatever is
-    faster is a move. `tvmlab.descent.of_trials(trials, space)` tells it step by step. Raises InputError if the start
-    does not run.
+    It begins at point `start`, or at one that the seed draws of those that run; with more `starts` than one, others are
+    drawn that it goes on from. A table knows no noise, so whatever is faster is a move.
+    `tvmlab.descent.of_trials(trials, space)` tells it step by step. Raises InputError if the start does not run.
 
     >>> space = recorded_space("conv3x3_64x28")
     >>> found = descend(space, seed=1)
@@ -256,11 +256,12 @@ def descend(
     """
     replay = recorded_space(space)
     runs = [index for index in range(len(replay.space)) if isinstance(replay.space.answer(index), float)]
-    point = int(np.random.default_rng(seed).choice(runs)) if start is None else start
+    drawn = [int(point) for point in np.random.default_rng(seed).choice(runs, min(starts, len(runs)), replace=False)]
+    point = drawn[0] if start is None else start
     if point not in runs:
         raise InputError(f"point {point} of {replay.name} did not run", remedy="start at one that has a latency")
-    first = replay.space.realize(point)
-    strategy = Droplet(Numbered(replay.space), first, p_value=0.05, seed=seed)
+    others = [(other, None) for index in drawn[1:] if (other := replay.space.realize(index))]
+    strategy = Droplet(Numbered(replay.space), replay.space.realize(point), p_value=0.05, seed=seed, others=others)
     found = spend(strategy, trials, lambda asked: replay.measure(asked, strategy.name))
     return [replace(trial, trial=number) for number, trial in enumerate(found, start=1)]
 

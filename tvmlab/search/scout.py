@@ -50,27 +50,28 @@ class Scout:
         if trial.latency_s is not None:
             self._told[name_of(trial.sketch, trial.decisions)] = trial.latency_s
 
-    def ahead(self, tried: Container[str]) -> Iterator[tuple[Candidate, list[Any]]]:
+    def ahead(self, tried: Container[str]) -> Iterator[tuple[Candidate, Sequence[Any]]]:
         """What to try next: neighbours of where the walks stand, each the candidate to vary and the decisions."""
         for start in self._starts:
             sketch = start.candidate.sketch
-            around = [point for point in self._stands(start) if name_of(sketch, point) not in tried]
+            itself = [start.candidate.decisions] if start.latency_s is None else []
+            around = [point for point in [*itself, *self._stands(start)] if name_of(sketch, point) not in tried]
             if around:
                 order = np.argsort(-self._rank(sketch, around), kind="stable")
                 yield from ((start.candidate, around[index]) for index in order)
 
-    def _stands(self, start: Start) -> list[list[Any]]:
+    def _stands(self, start: Start) -> list[Sequence[Any]]:
         """The neighbours of the lowest point that a walk has come to."""
-        sketch, here = start.candidate.sketch, start.candidate.decisions
+        sketch, here = start.candidate.sketch, list(start.candidate.decisions)
         latency = start.latency_s or self._told.get(name_of(sketch, here), np.inf)
         while True:
             steps = (stepped(start.knobs, here, [way]) for way in directions(start.knobs, here))
-            around = [point for point in steps if point is not None]
+            around: list[Sequence[Any]] = [point for point in steps if point is not None]
             told = [(self._told.get(name_of(sketch, point), np.inf), point) for point in around]
             lowest, point = min(told, key=lambda item: item[0], default=(np.inf, here))
             if not lowest < _LOWER * latency:
                 return around
-            latency, here = lowest, point
+            latency, here = lowest, list(point)
 
 
 def apart(one: Trial, other: Trial, radices: Sequence[int] = ()) -> bool:
