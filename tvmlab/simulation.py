@@ -256,11 +256,13 @@ def descend(
     """
     replay = recorded_space(space)
     runs = [index for index in range(len(replay.space)) if isinstance(replay.space.answer(index), float)]
-    drawn = [int(point) for point in np.random.default_rng(seed).choice(runs, min(starts, len(runs)), replace=False)]
-    point = drawn[0] if start is None else start
+    rng = np.random.default_rng(seed)
+    drawn = int(rng.choice(runs))
+    point = drawn if start is None else start
     if point not in runs:
         raise InputError(f"point {point} of {replay.name} did not run", remedy="start at one that has a latency")
-    others = [(other, None) for index in drawn[1:] if (other := replay.space.realize(index))]
+    further = rng.choice(runs, min(starts, len(runs)) - 1, replace=False)
+    others = [(other, None) for index in further if (other := replay.space.realize(int(index)))]
     strategy = Droplet(Numbered(replay.space), replay.space.realize(point), p_value=0.05, seed=seed, others=others)
     found = spend(strategy, trials, lambda asked: replay.measure(asked, strategy.name))
     return [replace(trial, trial=number) for number, trial in enumerate(found, start=1)]
