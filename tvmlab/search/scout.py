@@ -20,6 +20,7 @@ from tvmlab.spaces.knobs import Axis, directions, stepped
 __all__ = ["Scout", "Start", "apart", "name_of"]
 
 _APART = 4  # knobs that two starts of one sketch differ in at least
+_LOOKED_AT = 12  # neighbours of a point, the most promising first: most of the others are far slower, and each is built
 _LOWER = 0.99  # of its latency has a neighbour that a walk goes on from; who is timed beside what stays exact anyway
 
 Rank = Callable[[int, Sequence[Sequence[Any]]], Any]  # of a sketch and points of it: scores, the highest first
@@ -55,10 +56,12 @@ class Scout:
         for start in self._starts:
             sketch = start.candidate.sketch
             itself = [start.candidate.decisions] if start.latency_s is None else []
-            around = [point for point in [*itself, *self._stands(start)] if name_of(sketch, point) not in tried]
-            if around:
-                order = np.argsort(-self._rank(sketch, around), kind="stable")
-                yield from ((start.candidate, around[index]) for index in order)
+            around = [*itself, *self._stands(start)]
+            new = [point for point in around if name_of(sketch, point) not in tried]
+            left = _LOOKED_AT - (len(around) - len(new))
+            if new and left > 0:
+                order = np.argsort(-self._rank(sketch, new), kind="stable")[:left]
+                yield from ((start.candidate, new[index]) for index in order)
 
     def _stands(self, start: Start) -> list[Sequence[Any]]:
         """The neighbours of the lowest point that a walk has come to."""
