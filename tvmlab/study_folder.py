@@ -185,6 +185,9 @@ class StudyFolder:
     def code(self) -> str:
         """The Python that carries out the same study again, in a new folder."""
         asked = self.definition.code()
+        for arm in self.definition.arms:  # a line each
+            for before in ("{", ", "):
+                asked = asked.replace(f"{before}{arm!r}: [", f"{before.strip()}\n    {arm!r}: [")
         names = sorted(name for name in _NAMES if f"{name}(" in asked)
         return f'import tvmlab\nfrom tvmlab import {", ".join(names)}\n\nstudy = tvmlab.study("again", {asked})'
 
