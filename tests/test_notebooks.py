@@ -100,5 +100,6 @@ def test_shows_what_was_recorded_or_says_what_was_not(path, tmp_path, monkeypatc
         return
     outputs = executed(path, tmp_path, monkeypatch, {})
     said = "".join(out["text"] for out in outputs if out.get("name") == "stdout")
+    said += "".join(out["data"].get("text/markdown", "") for out in outputs if "data" in out)
     assert len(said) > 200 and "nan" not in said
     assert not (tmp_path / "runs").exists() and not (tmp_path / "studies").exists()
