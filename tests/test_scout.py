@@ -5,7 +5,8 @@ from types import SimpleNamespace
 import pytest
 from test_droplet import BOTTOM, Clock, Tiled, descend
 
-from tvmlab.core import Candidate
+from tvmlab import steps
+from tvmlab.core import Candidate, InputError
 from tvmlab.search.droplet import Droplet
 from tvmlab.search.scout import apart
 from tvmlab.spaces.knobs import Choice
@@ -81,6 +82,11 @@ def test_a_resumed_search_that_was_over_has_nothing_to_ask():
     space = TwoSketches(lowest_s=1.5e-4)
     before = descend(new(space), Clock(space, noise=0.003))
     assert new(space, known=before).ask(8) == []
+
+
+def test_more_starts_than_one_need_the_best():
+    with pytest.raises(InputError, match="starts=3 with start='default'"):
+        steps.Droplet(start="default", starts=3)
 
 
 def trial(sketch, *decisions):

@@ -116,6 +116,8 @@ def test_a_descent_starts_where_the_seed_says(space):
     for point in (10, 11):
         with pytest.raises(InputError, match=f"point {point} of small did not run"):
             descend(space, point)
+    with pytest.raises(InputError, match="cannot have 0 starts"):
+        descend(space, starts=0)
 
 
 def test_more_starts_end_lower_on_a_real_table():

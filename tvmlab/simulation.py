@@ -247,13 +247,16 @@ def descend(
 
     It begins at point `start`, or at one that the seed draws of those that run; with more `starts` than one, others are
     drawn that it goes on from. A table knows no noise, so whatever is faster is a move.
-    `tvmlab.descent.of_trials(trials, space)` tells it step by step. Raises InputError if the start does not run.
+    `tvmlab.descent.of_trials(trials, space)` tells it step by step. Raises InputError if the start does not run, and
+    for less than one of `starts`.
 
     >>> space = recorded_space("conv3x3_64x28")
     >>> found = descend(space, seed=1)
     >>> min(trial.latency_s for trial in found if trial.ok) * 1e6 < 1.2 * space.least_us
     True
     """
+    if starts < 1:
+        raise InputError(f"a descent cannot have {starts} starts", remedy="give it at least 1")
     replay = recorded_space(space)
     runs = [index for index in range(len(replay.space)) if isinstance(replay.space.answer(index), float)]
     rng = np.random.default_rng(seed)

@@ -266,6 +266,15 @@ class Droplet(Options):
     batch_size: int | None = budget.batch_size()
     warm_start: tuple[str, ...] = budget.warm_start()
 
+    @model_validator(mode="after")
+    def _starts_are_of_the_best(self) -> Droplet:
+        if self.starts > 1 and self.start != "best":
+            raise InputError(
+                f"starts={self.starts} with start={self.start!r}: a task has one default schedule",
+                remedy="leave starts at 1, or begin with start='best'",
+            )
+        return self
+
     def total_trials(self, tunable_tasks: int) -> int:
         """The step's budget for a model with so many tunable tasks, in trials."""
         return budget.capped(self.trials * tunable_tasks, self.max_trials)

@@ -2,7 +2,7 @@
 
 A local minimum is the lowest point of one valley. Multi-start local search begins again in others (Lourenço, Martin and
 Stützle, "Iterated Local Search", Handbook of Metaheuristics, 2003, section 2.2); TVM's `PostOpt` descends from the five
-fastest records, which mostly lie side by side. Here the starts are apart.
+fastest records, which may lie side by side. Here the starts are apart.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from tvmlab.core import Candidate, Trial
+from tvmlab.search.tuner import digits_of
 from tvmlab.spaces.knobs import Axis, directions, stepped
 
 __all__ = ["Scout", "Start", "apart", "name_of"]
@@ -84,17 +85,8 @@ def apart(one: Trial, other: Trial, radices: Sequence[int] = ()) -> bool:
     """
     if one.sketch != other.sketch or len(one.decisions) != len(other.decisions):
         return True
-    here, there = (_digits(t.decisions[0], radices) if radices else t.decisions for t in (one, other))
+    here, there = (digits_of(t.decisions, radices)[0] if radices else t.decisions for t in (one, other))
     return sum(a != b for a, b in zip(here, there, strict=True)) >= min(_APART, len(here))
-
-
-def _digits(index: int, radices: Sequence[int]) -> tuple[Any, ...]:
-    """The values of a point's knobs, by number.
-
-    >>> [int(value) for value in _digits(5, (3, 4))]
-    [2, 1]
-    """
-    return np.unravel_index(index, tuple(radices), order="F")
 
 
 def name_of(sketch: int, decisions: Sequence[Any]) -> str:
