@@ -177,7 +177,7 @@ def test_the_time_limit_ends_the_run(make_folder, run):
     folder = make_folder(max_trials=100_000, trials_per_kernel=100_000, time_limit_s=1.5)
     trials = run(folder)
     assert 1 <= len(trials) < 100_000
-    assert 1.5 <= folder.state.elapsed_s < 10.0
+    assert 1.5 <= folder.state.elapsed_s < 60.0
     # The limit counts the tuning time of all sessions: nothing is left of it.
     assert len(run(folder)) == len(trials)
 
