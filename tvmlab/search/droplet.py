@@ -21,7 +21,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from tvmlab.core import Candidate, EnumeratedSpace, Trial
-from tvmlab.search.costmodel import KnobModel
+from tvmlab.search.outlook import Outlook
 from tvmlab.search.scout import Scout, Start, name_of
 from tvmlab.search.tuner import Tuner
 from tvmlab.spaces.knobs import Axis, Direction, Index, directions, stepped
@@ -87,7 +87,8 @@ class Droplet:
     It begins at `start` (None: there is no valid point), whose latency in seconds is `latency_s`; without one it is
     measured first. `others` are schedules in other valleys, with their latencies, that are walked down from before it
     ends. `known` are the trials of the same descent before it was interrupted, `earlier` those of other
-    searches: a model of the knobs learns them, and says which neighbours are measured first.
+    searches: a model of the knobs learns them, and says which neighbours are measured first, and which last, because it
+    expects them to be far slower: after all other starts, but before the descent ends.
 
     A neighbour becomes the incumbent if it is faster at `p_value` (`tvmlab.stats.faster`), divided by the number of
     neighbours told with it (Bonferroni: the best of many looks fast by chance); the fastest, if several are. Too few
@@ -112,10 +113,9 @@ class Droplet:
     ) -> None:
         self._space = space
         self._p_value = p_value
-        self._seed = seed
-        self._model = KnobModel(seed)
         self._bases = [*filter(None, [start]), *(other for other, _ in others)]
-        self._scout = Scout([Start(other, space.knobs(other), found_s) for other, found_s in others], self._rated)
+        self._outlook = Outlook([(base, space.knobs(base)) for base in self._bases], seed)
+        self._scout = Scout([Start(other, space.knobs(other), found_s) for other, found_s in others], self._outlook)
         self._scouted: set[str] = set()  # keys of what the scout proposed
         self._knobs = space.knobs(start) if start is not None else ()
         self._rng = np.random.default_rng([seed, zlib.crc32(space.task_key.encode())])
@@ -125,6 +125,7 @@ class Droplet:
         self._under_way: dict[str, tuple[Direction, ...]] = {}
         self._rematches: list[Candidate] = []
         self._ways: list[Direction] = []  # from the incumbent, the most promising first
+        self._put_off: list[Direction] = []  # the same, to where it is expected to be far slower
         self._trends: dict[Direction, float] = {}  # latency after the last step in a direction over that before it
         self._here: dict[Direction, float] = {}  # the same, of steps from the incumbent alone
         self._blocked: list[Direction] = []  # from the incumbent, to no valid point
@@ -136,7 +137,7 @@ class Droplet:
             if latency_s is not None:
                 self._scores[start.key] = latency_s
             for trial in earlier:
-                self._learn(trial, trial.latency_s)
+                self._outlook.learn(trial, trial.latency_s)
             self._stand_on(start)
             self._resume(start, known)
 
@@ -148,9 +149,9 @@ class Droplet:
             found.append(candidate)
             if len(found) == count:
                 return found
-        # Nothing of this neighbourhood is left. Until all of it is told, go on where it looks like going down.
+        # Nothing promising of this neighbourhood is left. Until all is told, go on where it looks like going down.
         ahead = self._speculation() if self._under_way else self._rim()
-        for candidate, ways in chain(ahead, self._elsewhere()):
+        for candidate, ways in chain(ahead, self._elsewhere(), self._leftovers()):
             self._under_way[candidate.key] = ways
             found.append(candidate)
             if len(found) == count:
@@ -229,6 +230,12 @@ class Droplet:
                     self._scouted.add(candidate.key)
                     yield candidate, ways
 
+    def _leftovers(self) -> Iterator[Proposal]:
+        """The neighbours that were put off: a minimum is one beside all of them."""
+        if not self._under_way:
+            while self._put_off:
+                yield from self._step((self._put_off.pop(0),))
+
     def _by_latency(self) -> list[Direction]:
         return sorted(self._here, key=lambda way: self._here[way])
 
@@ -256,7 +263,7 @@ class Droplet:
         """Look around from a new incumbent."""
         assert self._incumbent is not None
         if candidate.sketch != self._incumbent.sketch:  # its knobs are others
-            self._knobs, self._model = self._space.knobs(candidate), KnobModel(self._seed)
+            self._knobs = self._space.knobs(candidate)
         self._incumbent = replace(candidate, rival=None)
         self._asked.add(candidate.key)
         self._tried.add(name_of(candidate.sketch, candidate.decisions))
@@ -265,19 +272,17 @@ class Droplet:
         ways = directions(self._knobs, candidate.decisions)
         ways = [ways[index] for index in self._rng.permutation(len(ways))]
         points = [stepped(self._knobs, candidate.decisions, [way]) for way in ways]
-        scores = dict(zip(ways, self._rated(candidate.sketch, [p for p in points if p is not None]), strict=True))
-        self._ways = sorted(ways, key=lambda way: self._rank(way, scores[way]))
+        reached = {way: point for way, point in zip(ways, points, strict=True) if point is not None}
+        scores = dict(zip(reached, self._outlook.scores(candidate.sketch, list(reached.values())), strict=True))
+        ways = sorted(reached, key=lambda way: self._rank(way, scores[way]))
+        promising = self._outlook.promising(candidate.sketch, candidate.decisions, [reached[way] for way in ways])
+        self._ways = [way for way, is_promising in zip(ways, promising, strict=True) if is_promising]
+        self._put_off = [way for way, is_promising in zip(ways, promising, strict=True) if not is_promising]
 
     def _rank(self, way: Direction, score: float) -> tuple[int, float]:
         """What led down before comes first, what led up last; between them what the model thinks best."""
         trend = self._trends.get(way)
         return (1, -score) if trend is None else (0 if trend < 1 else 2, trend)
-
-    def _rated(self, sketch: int, points: Sequence[Sequence[Any]]) -> Any:
-        """The model's scores of points, shape (n,); 0 where it knows another sketch."""
-        if self._incumbent is None or sketch != self._incumbent.sketch or not points:
-            return np.zeros(len(points))
-        return self._model.predict(np.array([self._features(point) for point in points]))
 
     # What is known
 
@@ -285,7 +290,7 @@ class Droplet:
         self._scout.tell(trial)
         latency = trial.latency_s
         if latency is None:
-            self._learn(trial, None)
+            self._outlook.learn(trial, None)
             return
         ratio = _ratio(trial)
         if ratio is not None:
@@ -293,20 +298,11 @@ class Droplet:
         elif self._incumbent is not None and self._incumbent.key in self._scores:
             ratio = latency / self._scores[self._incumbent.key]
         self._scores[trial.key] = latency
-        self._learn(trial, latency)
+        self._outlook.learn(trial, latency)
         if ratio is not None and len(ways) == 1:
             self._trends[ways[0]] = ratio
             if self._is_against_incumbent(trial):
                 self._here[ways[0]] = ratio
-
-    def _learn(self, trial: Trial, latency_s: float | None) -> None:
-        """Tell the model of a trial, if it is of the same sketch or template as the incumbent."""
-        here = self._incumbent
-        if here is not None and trial.sketch == here.sketch and _shape(trial.decisions) == _shape(here.decisions):
-            self._model.add(self._features(trial.decisions), latency_s)
-
-    def _features(self, decisions: Sequence[Any]) -> list[float]:
-        return [x for knob, value in zip(self._knobs, decisions, strict=True) for x in knob.encode(value)]
 
     def _winner(self, trials: Sequence[Trial]) -> Trial | None:
         """The fastest of those that are shown to be faster than the incumbent."""
@@ -385,8 +381,3 @@ def _ratio(trial: Trial) -> float | None:
     if not trial.rival:
         return None
     return median(ours / theirs for ours, theirs in zip(trial.latencies_s, trial.rival_latencies_s, strict=True))
-
-
-def _shape(decisions: Sequence[Any]) -> list[int]:
-    """What the decisions of one trace have in common: the number of parts of each, 0 for a plain number."""
-    return [len(decision) if isinstance(decision, Sequence) else 0 for decision in decisions]

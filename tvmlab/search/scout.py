@@ -8,13 +8,14 @@ fastest records, which may lie side by side. Here the starts are apart.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from tvmlab.core import Candidate, Trial
+from tvmlab.search.outlook import Outlook
 from tvmlab.search.tuner import digits_of
 from tvmlab.spaces.knobs import Axis, directions, stepped
 
@@ -23,8 +24,6 @@ __all__ = ["Scout", "Start", "apart", "name_of"]
 _APART = 4  # knobs that two starts of one sketch differ in at least
 _LOOKED_AT = 12  # neighbours of a point, the most promising first: most of the others are far slower, and each is built
 _LOWER = 0.99  # of its latency has a neighbour that a walk goes on from; who is timed beside what stays exact anyway
-
-Rank = Callable[[int, Sequence[Sequence[Any]]], Any]  # of a sketch and points of it: scores, the highest first
 
 
 @dataclass(frozen=True)
@@ -42,9 +41,9 @@ class Scout:
     It keeps no place: where a walk stands follows from what was told, so a resumed descent goes on where it was.
     """
 
-    def __init__(self, starts: Sequence[Start], rank: Rank) -> None:
+    def __init__(self, starts: Sequence[Start], outlook: Outlook) -> None:
         self._starts = starts
-        self._rank = rank
+        self._outlook = outlook
         self._told: dict[str, float] = {}
 
     def tell(self, trial: Trial) -> None:
@@ -57,15 +56,16 @@ class Scout:
         for start in self._starts:
             sketch = start.candidate.sketch
             itself = [start.candidate.decisions] if start.latency_s is None else []
-            around = [*itself, *self._stands(start)]
-            new = [point for point in around if name_of(sketch, point) not in tried]
-            left = _LOOKED_AT - (len(around) - len(new))
+            here, around = self._stands(start)
+            new = [point for point in [*itself, *around] if name_of(sketch, point) not in tried]
+            left = _LOOKED_AT - (len(itself) + len(around) - len(new))
             if new and left > 0:
-                order = np.argsort(-self._rank(sketch, new), kind="stable")[:left]
-                yield from ((start.candidate, new[index]) for index in order)
+                order = np.argsort(-self._outlook.scores(sketch, new), kind="stable")[:left]
+                promising = self._outlook.promising(sketch, here, new)
+                yield from ((start.candidate, new[index]) for index in order if promising[index])
 
-    def _stands(self, start: Start) -> list[Sequence[Any]]:
-        """The neighbours of the lowest point that a walk has come to."""
+    def _stands(self, start: Start) -> tuple[Sequence[Any], list[Sequence[Any]]]:
+        """The lowest point that a walk has come to, and its neighbours."""
         sketch, here = start.candidate.sketch, list(start.candidate.decisions)
         latency = start.latency_s or self._told.get(name_of(sketch, here), np.inf)
         while True:
@@ -74,7 +74,7 @@ class Scout:
             told = [(self._told.get(name_of(sketch, point), np.inf), point) for point in around]
             lowest, point = min(told, key=lambda item: item[0], default=(np.inf, here))
             if not lowest < _LOWER * latency:
-                return around
+                return here, around
             latency, here = lowest, list(point)
 
 
