@@ -39,7 +39,7 @@ from tvmlab.compat import DATABASE_FILES, read_database
 from tvmlab.core import Candidate
 from tvmlab.experiment import Ansor, Droplet, Experiment
 from tvmlab.records import RunFolder
-from tvmlab.stats import bootstrap_ratio, paired_ratio
+from tvmlab.stats import paired_ratio, ratio_in_turns
 from tvmlab.strategies import warm_records
 from tvmlab.targets import Target, target
 from tvmlab.tasks import Task
@@ -90,8 +90,8 @@ def row_of(name: str, seed: int, trials: int, budget: int, folder: Path) -> dict
     return {
         "ours_us": round(float(np.median(beside_theirs[0])) * 1e6, 2),
         "theirs_us": round(float(np.median(beside_theirs[1])) * 1e6, 2),
-        **_rounded("ratio", bootstrap_ratio(*beside_theirs)),
-        **_rounded("over_start", bootstrap_ratio(*beside_start)),
+        **_rounded("ratio", ratio_in_turns(*beside_theirs)),
+        **_rounded("over_start", ratio_in_turns(*beside_start)),
         "claimed_over_start": round(1 - float(claimed), 4),
         "candidates": upstream["tried"],
         "ran": {"ours": sum(t.ok for t in ours.trials() if t.trial), "theirs": upstream["ran"]},
@@ -129,13 +129,13 @@ def main() -> None:
             rows.append(kept(asked.rows, what, partial(row_of, name, seed, asked.trials, asked.budget, folder)))
     for name in names:
         mine = [row for row in rows if row["kernel"] == name]
-        found = paired_ratio(*([row[column] for row in mine] for column in ("ours_us", "theirs_us")))
+        found = paired_ratio([row["ratio"] for row in mine], np.ones(len(mine)))
         print(
             f"{name}: ours over theirs {found.ratio:.3f} [{found.low:.3f}, {found.high:.3f}] over {found.pairs} seeds"
         )
     lost = [row for row in rows if row["claimed_over_start"] < 1 < row["over_start_low"]]
     print(f"claimed gains that were losses when timed again: {len(lost)} of {len(rows)}")
-    found = paired_ratio(*([row[column] for row in rows] for column in ("ours_us", "theirs_us")))
+    found = paired_ratio([row["ratio"] for row in rows], np.ones(len(rows)))
     report("droplet", found.ratio, found.low, found.high, GOAL)
 
 

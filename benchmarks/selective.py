@@ -34,7 +34,7 @@ from tvmlab.compare import compare
 from tvmlab.experiment import Ansor, AutoTVM, Experiment, Selective
 from tvmlab.published_selective import MODELS
 from tvmlab.records import RunFolder
-from tvmlab.stats import bootstrap_ratio, paired_ratio
+from tvmlab.stats import paired_ratio, ratio_in_turns
 
 PERFORMANCE, TIME = 1.0, 0.25  # the goals: at least, at most
 
@@ -72,7 +72,7 @@ def row_of(model: str, seed: int, asked: argparse.Namespace) -> dict[str, Any]:
     full, selective = (tuned(model, seed, step, asked) for step in steps(asked))
     timed = compare(selective, ["onnxruntime", full.id], repeats=asked.repeats)
     samples = {name: subject["samples_ms"] for name, subject in timed.subjects.items()}
-    performance = bootstrap_ratio(samples[full.id], samples["tvmlab"])
+    performance = ratio_in_turns(samples[full.id], samples["tvmlab"])
     table = frames.selective(selective)
     return {
         "machine": selective.environment["machine"],
@@ -98,20 +98,14 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """The last line: means over the models, each with the medians of its seeds."""
     models = list(dict.fromkeys(row["model"] for row in rows))
     found: dict[str, Any] = {"benchmark": "selective"}
-    for name, over, under, goal in (
-        ("performance", "full_ms", "selective_ms", PERFORMANCE),
-        ("time", "selective_s", "full_s", TIME),
-    ):
-        above, below = (
-            [median(row[column] for row in rows if row["model"] == model) for model in models]
-            for column in (over, under)
-        )
-        mean = paired_ratio(above, below)
+    for name, goal in (("performance", PERFORMANCE), ("time", TIME)):
+        ratios = [median(row[name] for row in rows if row["model"] == model) for model in models]
+        mean = paired_ratio(ratios, [1.0] * len(ratios))
         found |= {
             name: round(mean.ratio, 4),
             f"{name}_low": None if math.isnan(mean.low) else round(mean.low, 4),
             f"{name}_high": None if math.isnan(mean.high) else round(mean.high, 4),
-            f"{name}_arithmetic": round(fmean(a / b for a, b in zip(above, below, strict=True)), 4),
+            f"{name}_arithmetic": round(fmean(ratios), 4),
             f"{name}_goal": goal,
         }
     return found | {"models": len(models), "rows": len(rows)}

@@ -21,7 +21,7 @@ from tvmlab.measure.local import LocalMeasurer
 from tvmlab.models import load_model
 from tvmlab.session import open_database
 from tvmlab.spaces.sketch import SketchSpace
-from tvmlab.stats import bootstrap_ratio
+from tvmlab.stats import ratio_in_turns
 from tvmlab.strategies import warm_records
 from tvmlab.targets import target
 from tvmlab.tasks import extract
@@ -51,7 +51,7 @@ def kernel_ratio(model: str, ours: Path, theirs: Path, rounds: int) -> tuple[flo
     print(
         f"    best kernel: tvmlab {np.median(samples[0]) * 1e6:.0f} us, upstream {np.median(samples[1]) * 1e6:.0f} us"
     )
-    return tuple(bootstrap_ratio(*samples))
+    return tuple(ratio_in_turns(*samples))
 
 
 def main() -> None:

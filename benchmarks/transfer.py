@@ -3,11 +3,11 @@
     python benchmarks/transfer.py [--seeds 5] [--full ansor] [--trials 64] [--transferred 16] [--rows FILE] [--quick]
 
 For each seed every model is searched in full; then every other model's schedules are transferred to it. The share is
-(untuned / transferred - 1) / (untuned / full - 1) of end-to-end latencies, all compiled models timed in turns; the time
-is that of the whole search process, importing the model and measuring its default schedules included; the transfer is
-given a tenth of the full search's. `--full best` is
-tvmlab.best(model), packed layouts and templates, in place of an Ansor search of NCHW. With --runs-dir the
-runs that are there already are not done again, with --rows whole pairs.
+(untuned / transferred - 1) / (untuned / full - 1) of end-to-end latencies, all compiled models timed in turns and the
+ratios taken turn by turn; the time is that of the whole search process, importing the model and measuring its default
+schedules included; the transfer is given a tenth of the full search's. `--full best` is tvmlab.best(model), packed
+layouts and templates, in place of an Ansor search of NCHW. With --runs-dir the runs that are there already are not done
+again, with --rows whole pairs.
 """
 
 import argparse
@@ -67,13 +67,13 @@ def pair(source: str, target: str, seed: int, asked: argparse.Namespace) -> dict
         time_limit_s=max((1 - _WRAP_UP) * TIME * whole - (whole - tuning_s), 1.0),
     )
     moved = search(experiment, asked.runs_dir, f"{source}-to-{target}-{asked.full}-s{seed}")
-    timed = compare(moved, ["untuned", runs[target].id], repeats=asked.repeats).subjects
-    transferred, untuned, best = (median(timed[name]["samples_ms"]) for name in ("tvmlab", "untuned", runs[target].id))
+    timed = compare(moved, ["untuned", runs[target].id], repeats=asked.repeats)
+    names = {"untuned_ms": "untuned", "full_ms": runs[target].id, "transferred_ms": "tvmlab"}
+    over_untuned, over_full = (row["ratio"] for row in timed.ratios)
     return {
-        "untuned_ms": untuned,
-        "full_ms": best,
-        "transferred_ms": transferred,
-        "share": (untuned / transferred - 1) / (untuned / best - 1),
+        **{column: round(median(timed.subjects[name]["samples_ms"]), 3) for column, name in names.items()},
+        "over_full": round(over_full, 4),
+        "share": (1 / over_untuned - 1) / (over_full / over_untuned - 1),
         "time": wall_s(moved) / whole,
         "full_s": whole,
     }

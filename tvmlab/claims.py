@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from tvmlab.core import InputError
-from tvmlab.stats import enough_pairs, enough_repeats, fewest_pairs, holm, paired_ratio, resampled_ratio
+from tvmlab.stats import enough_pairs, enough_repeats, fewest_pairs, holm, paired_ratio, resampled_ratio, turn_ratio
 from tvmlab.study_design import BASELINES
 from tvmlab.study_folder import StudyFolder
 
@@ -44,7 +44,8 @@ def study_claims(
     """One row for each pair of arms, model and source; where there are several cells, one over "all" of them.
 
     Columns: a, b, model, source, seeds (independent pairs that were timed; over all cells: of model and seed), ratio
-    (geometric mean over them of a's median end-to-end latency over b's: below 1 a is faster), low, high and p_value
+    (geometric mean over them of a's end-to-end latency over b's, each the median of their turns' ratios: below 1 a is
+    faster), low, high and p_value
     (stats.paired_ratio: changes of sign over the seeds; no interval with too few), p_holm (corrected over the cells of
     the pair of arms; "all" is one claim of its own), timed_low and timed_high (interval from the timed repeats alone,
     of these very compiled models), seeds_needed (to show a difference of `margin` with power 0.8; NaN from one seed,
@@ -147,7 +148,7 @@ def _taken(taken: dict[_Cell, np.ndarray], model: str, source: str, seed: int) -
 
 def _row(a: str, b: str, model: str, source: str, blocks: list[list[_Pair]], confidence: float) -> dict[str, Any]:
     """One claim: `blocks` are its independent pairs, each of one cell or several."""
-    logs = [np.mean([math.log(np.median(ours) / np.median(theirs)) for ours, theirs in block]) for block in blocks]
+    logs = [np.mean([math.log(turn_ratio(ours, theirs)) for ours, theirs in block]) for block in blocks]
     ratios = np.exp(logs)
     tested = paired_ratio(ratios, np.ones(len(ratios)), confidence)
     _, low, high = resampled_ratio([pair for block in blocks for pair in block], confidence)

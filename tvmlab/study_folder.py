@@ -25,6 +25,7 @@ from filelock import FileLock
 from tvmlab import frames
 from tvmlab.core import InputError, RecordError
 from tvmlab.records import RunFolder, State
+from tvmlab.stats import turn_ratio
 from tvmlab.study_design import BASELINES, Cell, Study, label, plan
 
 __all__ = ["FORMAT", "StudyFolder"]
@@ -197,9 +198,9 @@ class StudyFolder:
         Columns: model, source ("" for an arm that has none), arm, seed, status (waiting, running, done, stopped,
         failed), estimate_ms and untuned_estimate_ms (model estimates), end_to_end_ms, untuned_ms and onnxruntime_ms
         (medians of whole inferences, timed in turns), speedup (untuned over this), vs_onnxruntime (this over
-        onnxruntime, below 1: faster), search_s (all its steps, the search that it shares with others included),
-        source_search_s (that of the runs it transfers from), trials, max_error (max error / max output against
-        onnxruntime), repeats (timed inferences), run, message. NaN for what is not known yet.
+        onnxruntime, below 1: faster; both stats.turn_ratio), search_s (all its steps, the search that it shares with
+        others included), source_search_s (that of the runs it transfers from), trials, max_error (max error / max
+        output against onnxruntime), repeats (timed inferences), run, message. NaN for what is not known yet.
         """
         rows = [self._row(cell) for cell in self.plan if cell.arm]
         return pd.DataFrame(rows, columns=_FRAME)
@@ -216,13 +217,13 @@ class StudyFolder:
             "end_to_end_ms": ours,
             "untuned_ms": untuned,
             "onnxruntime_ms": other,
-            "speedup": untuned / ours,
-            "vs_onnxruntime": ours / other,
+            "speedup": _ratio(timed, BASELINES[0], cell.name),
+            "vs_onnxruntime": _ratio(timed, cell.name, BASELINES[1]),
             "search_s": state.elapsed_s,
             "source_search_s": sum(self.state_of(other).elapsed_s for other in self._read_by(cell)),
             "trials": state.trials,
             "max_error": timed.get("numerics", {}).get(cell.name, math.nan),
-            "repeats": len(timed.get("subjects", {}).get(cell.name, {}).get("samples_ms", ())),
+            "repeats": len(_samples_ms(timed, cell.name)),
             "run": cell.name,
             "message": state.message,
         }
@@ -289,9 +290,18 @@ def _ms(seconds: float | None) -> float:
     return math.nan if seconds is None else seconds * 1e3
 
 
+def _samples_ms(timed: dict[str, Any], name: str) -> list[float]:
+    return list(timed.get("subjects", {}).get(name, {}).get("samples_ms", ()))
+
+
 def _median_ms(timed: dict[str, Any], name: str) -> float:
-    found = timed.get("subjects", {}).get(name, {}).get("samples_ms")
+    found = _samples_ms(timed, name)
     return median(found) if found else math.nan
+
+
+def _ratio(timed: dict[str, Any], above: str, below: str) -> float:
+    ours, theirs = _samples_ms(timed, above), _samples_ms(timed, below)
+    return turn_ratio(ours, theirs) if ours and theirs else math.nan
 
 
 def _read(path: Path) -> Any:
