@@ -18,7 +18,7 @@ from tvmlab import cli
 from tvmlab.core import InputError
 from tvmlab.experiment import STEPS, Ansor, AutoTVM, Droplet, Experiment, LayoutTuning, Measure, Selective
 from tvmlab.flags import flag
-from tvmlab.run import best
+from tvmlab.run import Progress, best
 from tvmlab.study_design import Study, study_of_the_report
 from tvmlab.study_folder import StudyFolder
 
@@ -47,7 +47,7 @@ class FakeRun:
 
     @property
     def progress(self):
-        return SimpleNamespace(
+        return Progress(
             status=self.status,
             trials=40,
             total_trials=100,
@@ -56,6 +56,7 @@ class FakeRun:
             estimate_ms=12.5,
             untuned_ms=250.0,
             seconds_left=90.0,
+            phase="step 1: ansor",
             message="out of memory" if self.ends == "failed" else "",
         )
 

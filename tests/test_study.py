@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import json
 import math
 import os
@@ -203,7 +204,6 @@ class Fake:
 
 @pytest.fixture
 def fake(monkeypatch):
-    monkeypatch.delitem(sys.modules, "ipykernel", raising=False)  # another test's: here the progress is in lines
     return Fake(monkeypatch)
 
 
@@ -253,6 +253,21 @@ def test_a_study_that_failed_halfway_goes_on_without_repeating_what_is_done(fake
     fake.fail, fake.made = set(), []
     assert tvmlab.study(tmp_path / "s").is_done and fake.made == []
     assert len(fake.timed[-1]) == 4
+
+
+def test_a_notebook_has_one_line_that_changes(fake, tmp_path, monkeypatch, capsys):
+    """What tqdm overwrites is kept in a saved notebook, a line for every half second."""
+    shown = []
+
+    class Cell:
+        def update(self, data, raw):
+            assert raw
+            shown.append(data["text/plain"])
+
+    monkeypatch.setattr(builtins, "display", lambda data, raw, display_id: Cell(), raising=False)
+    tvmlab.study(tmp_path / "s", design())
+    assert shown[0].startswith("0 of 8 done, about") and shown[-1].startswith("8 of 8 done, about 0 s left\n")
+    assert capsys.readouterr().err == ""
 
 
 def test_an_interrupt_stops_the_run_under_way(fake, tmp_path, monkeypatch):

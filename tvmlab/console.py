@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from tvmlab.core import RunError, TrialStatus
 
 if TYPE_CHECKING:
-    from tvmlab.run import Progress, Run
+    from tvmlab.run import Run
 
 __all__ = ["follow", "show", "summarise"]
 
@@ -47,13 +47,13 @@ def follow(run: Run) -> bool:
             told, status = 0.0, "running"
             while status == "running":
                 progress = run.progress
-                line.set_description_str(_line(progress))
+                line.set_description_str(str(progress))
                 if not live and progress.elapsed_s >= told + _LOG_EVERY_S:
-                    print(_line(progress), file=sys.stderr, flush=True)
+                    print(str(progress), file=sys.stderr, flush=True)
                     told = progress.elapsed_s
                 run.wait(timeout=_LOOK_S)
                 status = run.status
-            line.set_description_str(_line(run.progress))
+            line.set_description_str(str(run.progress))
         except KeyboardInterrupt:
             line.set_description_str("stopping after the trial under way ...")
             run.stop()
@@ -63,21 +63,3 @@ def follow(run: Run) -> bool:
     if status == "failed":
         raise RunError(f"run {run.id} failed", remedy=run.progress.message or "see log.txt in its folder")
     return True
-
-
-def _line(progress: Progress) -> str:
-    """The progress line: status, trials, rate, model estimate, time left."""
-    parts = [progress.status]
-    if progress.total_trials:
-        parts.append(f"{progress.trials:,}/{progress.total_trials:,} trials")
-    if progress.trials_per_s:
-        parts.append(f"{progress.trials_per_s:.2g} trials/s")
-    if progress.estimate_ms is not None:
-        untuned = f" (untuned {progress.untuned_ms:,.4g})" if progress.untuned_ms is not None else ""
-        parts.append(f"model estimate {progress.estimate_ms:,.4g} ms{untuned}")
-    if progress.status == "running" and progress.seconds_left is not None:
-        minutes, seconds = divmod(round(progress.seconds_left), 60)
-        parts.append(f"{minutes}:{seconds:02} left")
-    if progress.message:
-        parts.append(progress.message)
-    return " | ".join(parts)

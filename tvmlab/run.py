@@ -67,18 +67,20 @@ class Progress:
     message: str
 
     def __str__(self) -> str:
-        parts = [
-            self.status,
-            f"{self.trials}/{self.total_trials} trials",
-            f"{self.trials_per_s:.2f} trials/s",
-        ]
+        parts = [self.status]
+        if self.total_trials:
+            parts.append(f"{self.trials:,}/{self.total_trials:,} trials")
+        if self.trials_per_s:
+            parts.append(f"{self.trials_per_s:.2g} trials/s")
         if self.estimate_ms is not None:
-            parts.append(f"model estimate {self.estimate_ms:.3g} ms")
-        if self.untuned_ms is not None:
-            parts.append(f"untuned {self.untuned_ms:.3g} ms")
-        if self.seconds_left is not None and self.status == "running":
-            parts.append(f"{self.seconds_left:.0f} s left")
-        return ", ".join(parts)
+            untuned = f" (untuned {self.untuned_ms:,.4g})" if self.untuned_ms is not None else ""
+            parts.append(f"model estimate {self.estimate_ms:,.4g} ms{untuned}")
+        if self.status == "running" and self.seconds_left is not None:
+            minutes, seconds = divmod(round(self.seconds_left), 60)
+            parts.append(f"{minutes}:{seconds:02} left")
+        if self.message:
+            parts.append(self.message)
+        return " | ".join(parts)
 
 
 class Run:
@@ -170,9 +172,7 @@ class Run:
         return f"<Run {self.id}: {self.progress}>"
 
     def _repr_html_(self) -> str:
-        progress = self.progress
-        message = f"<br>{html.escape(progress.message)}" if progress.message else ""
-        return f"<b>{html.escape(self.id)}</b>: {html.escape(str(progress))}{message}"
+        return f"<b>{html.escape(self.id)}</b>: {html.escape(str(self.progress))}"
 
     def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
         if view is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import sys
 import time
 from collections.abc import Iterator
@@ -151,7 +152,7 @@ def _run(study: StudyFolder, cell: Cell, line: _Line) -> None:
         line.note(f"stopping {cell.name}; the same call goes on with it")
         run.stop()
         raise
-    line.note(f"{cell.name}: {run.progress}" + (f": {run.progress.message}" if run.status == "failed" else ""))
+    line.note(f"{cell.name}: {run.progress}")
 
 
 def _start(study: StudyFolder, cell: Cell) -> Run:
@@ -195,8 +196,11 @@ class _Line:
     def __init__(self, study: StudyFolder, shown: bool) -> None:
         self._study = study
         self._shown = shown
-        self._live = shown and (sys.stderr.isatty() or "ipykernel" in sys.modules)
-        self._bar = tqdm(bar_format="{desc}", mininterval=0, dynamic_ncols=True, disable=not self._live)
+        # IPython puts `display` among the builtins. What tqdm overwrites there is kept in the notebook line by line.
+        display = getattr(builtins, "display", None) if shown else None
+        self._cell = display(_plain(""), raw=True, display_id=True) if display else None
+        self._live = shown and (self._cell is not None or sys.stderr.isatty())
+        self._bar = tqdm(bar_format="{desc}", mininterval=0, dynamic_ncols=True, disable=not self._live or self._cell)
         self._left = ""
         self._tunable = _Tunable(study.definition.target)
 
@@ -216,6 +220,8 @@ class _Line:
 
     def show(self, text: str) -> None:
         """What goes on now."""
+        if self._cell is not None:
+            self._cell.update(_plain(f"{self._left}\n{text}"), raw=True)
         self._bar.set_description_str(f"{self._left} | {text}")
 
     def note(self, text: str) -> None:
@@ -224,3 +230,7 @@ class _Line:
         self.show(text)
         if self._shown and not self._live:
             print(f"{self._left} | {text}", file=sys.stderr, flush=True)
+
+
+def _plain(text: str) -> dict[str, str]:
+    return {"text/plain": text}
