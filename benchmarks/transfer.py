@@ -1,6 +1,7 @@
 """How much of a full search's speed-up transfer-tuning finds, and in what share of its time, over pairs of models.
 
-    python benchmarks/transfer.py [--seeds 5] [--full ansor] [--trials 64] [--transferred 16] [--rows FILE] [--quick]
+    python benchmarks/transfer.py [--seeds 5] [--full ansor] [--trials 64] [--patience N] [--transferred 16]
+                                  [--rows FILE] [--quick]
 
 For each seed every model is searched in full; then every other model's schedules are transferred to it. The share is
 (untuned / transferred - 1) / (untuned / full - 1) of end-to-end latencies, all compiled models timed in turns and the
@@ -45,15 +46,15 @@ def search(experiment: Experiment, runs_dir: Path, name: str) -> RunFolder:
 def full(model: str, seed: int, asked: argparse.Namespace) -> Experiment:
     if asked.full == "best":
         return tvmlab.best(model, "cpu", seed=seed)
-    step = Ansor(trials_per_kernel=asked.trials, early_stopping_threshold=max(asked.trials // 4, 16))
+    step = Ansor(trials_per_kernel=asked.trials, early_stopping_threshold=asked.patience or asked.trials)
     return Experiment(model=model, target="cpu", seed=seed, steps=(step,))
 
 
 def pair(source: str, target: str, seed: int, asked: argparse.Namespace) -> dict[str, float]:
     """One row: end-to-end latencies in ms and what follows from them."""
+    kind = asked.full if asked.full == "best" else f"ansor-{asked.trials}-{asked.patience or 'all'}"
     runs = {
-        name: search(full(name, seed, asked), asked.runs_dir, f"{name}-{asked.full}-s{seed}")
-        for name in (source, target)
+        name: search(full(name, seed, asked), asked.runs_dir, f"{name}-{kind}-s{seed}") for name in (source, target)
     }
     step = TransferTuning(runs[source].id, trials_per_kernel=asked.transferred)
     whole, tuning_s = wall_s(runs[target]), runs[target].state.elapsed_s
@@ -66,7 +67,7 @@ def pair(source: str, target: str, seed: int, asked: argparse.Namespace) -> dict
         # What is left of a tenth of the full search's time, after the start and the import that both have.
         time_limit_s=max((1 - _WRAP_UP) * TIME * whole - (whole - tuning_s), 1.0),
     )
-    moved = search(experiment, asked.runs_dir, f"{source}-to-{target}-{asked.full}-s{seed}")
+    moved = search(experiment, asked.runs_dir, f"{source}-to-{target}-{kind}-s{seed}")
     timed = compare(moved, ["untuned", runs[target].id], repeats=asked.repeats)
     names = {"untuned_ms": "untuned", "full_ms": runs[target].id, "transferred_ms": "tvmlab"}
     over_untuned, over_full = (row["ratio"] for row in timed.ratios)
@@ -89,6 +90,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--full", choices=["ansor", "best"], default="ansor")
     parser.add_argument("--trials", type=int, default=64, help="trials per kernel of a full search by Ansor")
+    parser.add_argument(
+        "--patience", type=int, help="a kernel's full search ends after so many in vain (default: never)"
+    )
     parser.add_argument("--transferred", type=int, default=16, help="most schedules tried for a kernel")
     parser.add_argument("--repeats", type=int, default=20)
     parser.add_argument("--runs-dir", type=Path, default=None)
@@ -102,7 +106,7 @@ def main() -> None:
     rows: dict[tuple[str, str], list[dict[str, Any]]] = {names: [] for names in pairs}
     for seed in range(asked.seeds):
         for names in pairs:
-            budgets = {"full": asked.full, "trials": asked.trials, "transferred": asked.transferred}
+            budgets = {name: getattr(asked, name) for name in ("full", "trials", "patience", "transferred")}
             what = {"source": names[0], "target": names[1], "seed": seed, **budgets}
             rows[names].append(kept(asked.rows, what, partial(pair, *names, seed, asked)))
     for (source, target), found in rows.items():
