@@ -150,7 +150,8 @@ def test_speculation_goes_on_along_the_ways_that_look_fast():
     droplet.tell(asked[1:], Clock(space, noise=0.15, pairs=20)(asked[1:]))
     start = asked[0].rival
     fast = [c for c in asked[1:] if space.latency_s(c) < space.latency_s(start)]
-    followed = droplet.ask(100)
+    again, followed = droplet.ask(2), droplet.ask(100)
+    assert {c.key for c in again} <= {c.key for c in asked}
     assert len(followed) >= len(fast) >= 2 and all(c.rival == start for c in followed)
     for candidate in followed:
         assert any(changes(candidate, neighbour) == 1 for neighbour in fast)
@@ -220,6 +221,40 @@ def test_a_small_gain_is_seen_through_drift():
         droplet = new(Slope(), seed=seed, latency_s=1e-4)
         descend(droplet, Clock(Slope(), noise=0.005, drift=0.1, seed=seed))
         assert droplet.incumbent.decisions[2] == 3
+
+
+def test_a_likely_gain_that_is_not_shown_among_many_is_timed_again_by_itself():
+    class Slope(Tiled):
+        def latency_s(self, candidate):
+            return 1e-4 * 0.94 ** candidate.decisions[2]
+
+    arrived, twice = 0, 0
+    for seed in range(10):
+        droplet = new(Slope(), seed=seed, latency_s=1e-4)
+        trials = descend(droplet, Clock(Slope(), noise=0.08, seed=seed), batch=16)
+        arrived += droplet.incumbent.decisions[2] == 3
+        keys = [trial.key for trial in trials]
+        twice += len(keys) - len(set(keys))
+    assert arrived >= 8 and twice >= 5
+    assert twice <= len(keys)  # of ten descents together
+
+
+def test_what_is_timed_again_is_told_as_a_test_of_one():
+    space = Tiled()
+    droplet = new(space, latency_s=1e-3)
+    asked = droplet.ask(16)
+    start, rest = asked[0].rival, asked[1:]
+
+    def told(candidate, faster_pairs):
+        ours = [0.9e-3] * faster_pairs + [1.05e-3] * (20 - faster_pairs)
+        return replace(Clock(space).trial(candidate), latencies_s=ours, rival_latencies_s=[1e-3] * 20)
+
+    droplet.tell(asked, [told(asked[0], 11), *(told(each, 3) for each in rest)])  # p = 0.012: not shown, of 16
+    assert droplet.moves == 0
+    (again,) = (each for each in droplet.ask(16) if each.key == asked[0].key)
+    assert again.rival == start
+    droplet.tell([again], [told(again, 11)])
+    assert droplet.moves == 1 and droplet.incumbent.key == again.key
 
 
 def test_too_few_pairs_must_all_be_in_its_favour():

@@ -31,6 +31,8 @@ __all__ = ["Droplet", "DropletTuner", "Numbered", "Walkable"]
 
 _PROMISING = 6  # directions that are followed two steps
 _RIM = 32  # pairs of steps tried before a descent ends
+_DOUBTFUL = 0.1  # a neighbour that is faster at this p-value, but not at the corrected one, is timed again
+_AGAIN = 2  # so many of a batch at most
 
 Proposal = tuple[Candidate, tuple[Direction, ...]]  # and the steps from the incumbent that lead to it
 
@@ -94,7 +96,8 @@ class Droplet:
     neighbours told with it (Bonferroni: the best of many looks fast by chance); the fastest, if several are. Too few
     pairs for any outcome to be significant (a replayed table, a very slow kernel) must all be in its favour; if it was
     timed alone, its median must be lower. One that was timed beside an earlier incumbent, and looks faster than the
-    present one, is asked for once more.
+    present one, is asked for once more; so are the two of a batch that are likeliest to be faster, if none is shown to
+    be.
     """
 
     name = "droplet"
@@ -124,6 +127,7 @@ class Droplet:
         self._tried: set[str] = set()  # names of points
         self._under_way: dict[str, tuple[Direction, ...]] = {}
         self._rematches: list[Candidate] = []
+        self._rematched: set[str] = set()  # keys of what was asked for a second time
         self._ways: list[Direction] = []  # from the incumbent, the most promising first
         self._put_off: list[Direction] = []  # the same, to where it is expected to be far slower
         self._trends: dict[Direction, float] = {}  # latency after the last step in a direction over that before it
@@ -166,10 +170,12 @@ class Droplet:
             ways = self._under_way.pop(trial.key, ())
             self._note(trial, ways)
         best = self._winner(trials)
+        again = self._doubtful(trials) if best is None else []
         if best is not None:
             self.moves += 1
             self._stand_on(made[best.key])
-        self._rematches += [made[trial.key] for trial in trials if self._is_undecided(trial)]
+        again += [trial for trial in trials if self._is_undecided(trial)]
+        self._rematches += [made[trial.key] for trial in again]
 
     @property
     def incumbent(self) -> Candidate | None:
@@ -202,6 +208,7 @@ class Droplet:
         while self._rematches:
             candidate = self._rematches.pop(0)
             if self._scores[candidate.key] < self._scores.get(self._incumbent.key, np.inf):
+                self._rematched.add(candidate.key)
                 yield replace(candidate, rival=self._incumbent), ()
         while self._ways:
             way = self._ways.pop(0)
@@ -305,10 +312,31 @@ class Droplet:
                 self._here[ways[0]] = ratio
 
     def _winner(self, trials: Sequence[Trial]) -> Trial | None:
-        """The fastest of those that are shown to be faster than the incumbent."""
+        """The fastest of those that are shown to be faster than the incumbent.
+
+        What was asked for again was chosen by other pairs than these: it is not one of the many that look fast.
+        """
         rivals = [trial for trial in trials if trial.ok and self._is_against_incumbent(trial)]
-        winners = [trial for trial in rivals if self._beats_incumbent(trial, self._p_value / len(rivals))]
+        chosen = [trial for trial in rivals if trial.key in self._rematched]
+        fresh = [trial for trial in rivals if trial.key not in self._rematched]
+        winners = [
+            trial
+            for part in (chosen, fresh)
+            for trial in part
+            if self._beats_incumbent(trial, self._p_value / len(part))
+        ]
         return min(winners, key=lambda trial: self._scores[trial.key], default=None)
+
+    def _doubtful(self, trials: Sequence[Trial]) -> list[Trial]:
+        """Those that look faster than the incumbent, but might by chance, being the best of many: to be timed again."""
+        paired = [trial for trial in trials if trial.ok and trial.rival and self._is_against_incumbent(trial)]
+        chances = {
+            trial.key: faster(trial.latencies_s, trial.rival_latencies_s)
+            for trial in paired
+            if trial.key not in self._rematched
+        }
+        found = [trial for trial in paired if chances.get(trial.key, 1.0) <= _DOUBTFUL]
+        return sorted(found, key=lambda trial: chances[trial.key])[:_AGAIN]
 
     def _beats_incumbent(self, trial: Trial, significance: float) -> bool:
         assert self._incumbent is not None
