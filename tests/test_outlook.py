@@ -78,3 +78,14 @@ def test_a_descent_puts_off_what_is_expected_to_be_slow_and_ends_beside_all_of_i
     tried = [trial.decisions for trial in trials]
     assert all(point in tried for point in valid)
     assert slow.index(True) > len(slow) / 2  # the choice's neighbours came after the tiles'
+
+
+def test_a_way_that_led_far_uphill_is_taken_again_at_the_end_only(space):
+    start = space.at(*space.START)
+    droplet = Droplet(space, start, p_value=0.05, latency_s=space.latency_s(start))
+    trials = descend(droplet, Clock(space, noise=0.002), batch=4, ahead=False)
+    slow = [number for number, trial in enumerate(trials) if trial.decisions[2]]
+    moved = [number for number, trial in enumerate(trials) if trial.rival != trials[max(number - 1, 0)].rival]
+    assert droplet.moves >= 5
+    assert sum(number < moved[-1] for number in slow) <= 2  # beside the first point, before anything was known
+    assert any(number > moved[-1] for number in slow)

@@ -33,6 +33,7 @@ _PROMISING = 6  # directions that are followed two steps
 _RIM = 32  # pairs of steps tried before a descent ends
 _DOUBTFUL = 0.1  # a neighbour that is faster at this p-value, but not at the corrected one, is timed again
 _AGAIN = 2  # so many of a batch at most
+_UPHILL = 1.2  # times slower a direction led when it was last taken: it is put off
 
 Proposal = tuple[Candidate, tuple[Direction, ...]]  # and the steps from the incumbent that lead to it
 
@@ -271,6 +272,7 @@ class Droplet:
         assert self._incumbent is not None
         if candidate.sketch != self._incumbent.sketch:  # its knobs are others
             self._knobs = self._space.knobs(candidate)
+            self._trends.clear()
         self._incumbent = replace(candidate, rival=None)
         self._asked.add(candidate.key)
         self._tried.add(name_of(candidate.sketch, candidate.decisions))
@@ -282,9 +284,11 @@ class Droplet:
         reached = {way: point for way, point in zip(ways, points, strict=True) if point is not None}
         scores = dict(zip(reached, self._outlook.scores(candidate.sketch, list(reached.values())), strict=True))
         ways = sorted(reached, key=lambda way: self._rank(way, scores[way]))
-        promising = self._outlook.promising(candidate.sketch, candidate.decisions, [reached[way] for way in ways])
-        self._ways = [way for way, is_promising in zip(ways, promising, strict=True) if is_promising]
-        self._put_off = [way for way, is_promising in zip(ways, promising, strict=True) if not is_promising]
+        expected = self._outlook.promising(candidate.sketch, candidate.decisions, [reached[way] for way in ways])
+        promising = {way for way, is_fast in zip(ways, expected, strict=True) if is_fast}
+        promising -= {way for way in ways if self._trends.get(way, 1.0) >= _UPHILL}
+        self._ways = [way for way in ways if way in promising]
+        self._put_off = [way for way in ways if way not in promising]
 
     def _rank(self, way: Direction, score: float) -> tuple[int, float]:
         """What led down before comes first, what led up last; between them what the model thinks best."""
