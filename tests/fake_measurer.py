@@ -35,12 +35,14 @@ class FakeMeasurer:
             self.asked.append((candidate.task_key, candidate.key))
             self.run_s += 0.01
             status = self.fails(candidate)
-            if status is None:
-                rival = self.latencies(candidate.rival) if candidate.rival else ()
-                yield Measurement(TrialStatus.OK, self.latencies(candidate), 0.1, 0.01, "", rival)
-            else:
-                yield Measurement(status, (), 0.1, 0.01, f"{status} as asked")
-            self.on_measure(len(self.asked))
+            try:
+                if status is None:
+                    rival = self.latencies(candidate.rival) if candidate.rival else ()
+                    yield Measurement(TrialStatus.OK, self.latencies(candidate), 0.1, 0.01, "", rival)
+                else:
+                    yield Measurement(status, (), 0.1, 0.01, f"{status} as asked")
+            finally:  # nobody asks for more after the last of a batch
+                self.on_measure(len(self.asked))
 
     def latencies(self, candidate):
         """Three repeats around the candidate's latency; the unscheduled kernel's is the default one."""
