@@ -1,6 +1,6 @@
 """How much of a full search's speed-up transfer-tuning finds, and in what share of its time, over pairs of models.
 
-    python benchmarks/transfer.py [--seeds 5] [--full ansor] [--trials 64] [--patience N] [--transferred 16]
+    python benchmarks/transfer.py [--seeds 5] [--full ansor] [--trials 64] [--early-stopping N] [--transferred 16]
                                   [--rows FILE] [--quick]
 
 For each seed every model is searched in full; then every other model's schedules are transferred to it. The share is
@@ -46,13 +46,13 @@ def search(experiment: Experiment, runs_dir: Path, name: str) -> RunFolder:
 def full(model: str, seed: int, asked: argparse.Namespace) -> Experiment:
     if asked.full == "best":
         return tvmlab.best(model, "cpu", seed=seed)
-    step = Ansor(trials_per_kernel=asked.trials, early_stopping_threshold=asked.patience or asked.trials)
+    step = Ansor(trials_per_kernel=asked.trials, early_stopping_threshold=asked.early_stopping or asked.trials)
     return Experiment(model=model, target="cpu", seed=seed, steps=(step,))
 
 
 def pair(source: str, target: str, seed: int, asked: argparse.Namespace) -> dict[str, float]:
     """One row: end-to-end latencies in ms and what follows from them."""
-    kind = asked.full if asked.full == "best" else f"ansor-{asked.trials}-{asked.patience or 'all'}"
+    kind = asked.full if asked.full == "best" else f"ansor-{asked.trials}-{asked.early_stopping or 'all'}"
     runs = {
         name: search(full(name, seed, asked), asked.runs_dir, f"{name}-{kind}-s{seed}") for name in (source, target)
     }
@@ -91,7 +91,7 @@ def main() -> None:
     parser.add_argument("--full", choices=["ansor", "best"], default="ansor")
     parser.add_argument("--trials", type=int, default=64, help="trials per kernel of a full search by Ansor")
     parser.add_argument(
-        "--patience", type=int, help="a kernel's full search ends after so many in vain (default: never)"
+        "--early-stopping", type=int, help="a kernel's full search ends after so many in vain (default: never)"
     )
     parser.add_argument("--transferred", type=int, default=16, help="most schedules tried for a kernel")
     parser.add_argument("--repeats", type=int, default=20)
@@ -106,7 +106,7 @@ def main() -> None:
     rows: dict[tuple[str, str], list[dict[str, Any]]] = {names: [] for names in pairs}
     for seed in range(asked.seeds):
         for names in pairs:
-            budgets = {name: getattr(asked, name) for name in ("full", "trials", "patience", "transferred")}
+            budgets = {name: getattr(asked, name) for name in ("full", "trials", "early_stopping", "transferred")}
             what = {"source": names[0], "target": names[1], "seed": seed, **budgets}
             rows[names].append(kept(asked.rows, what, partial(pair, *names, seed, asked)))
     for (source, target), found in rows.items():
