@@ -1,19 +1,17 @@
 """Droplet search: where it goes, what it takes for a move, where it stops; without a device."""
 
 import hashlib
-import sys
 from dataclasses import replace
 from pathlib import Path
 from statistics import mean, median
 
 import numpy as np
 import pytest
-from scipy.stats import wilcoxon
 
-from tvmlab.core import Candidate, InputError, Trial, TrialStatus
-from tvmlab.search.droplet import Droplet, DropletTuner, Numbered
+from tvmlab.core import Candidate, Trial, TrialStatus
+from tvmlab.search.droplet import Droplet, DropletTuner
+from tvmlab.search.walkable import Numbered
 from tvmlab.spaces.knobs import Choice, Index, Tile
-from tvmlab.stats import faster
 from tvmlab.testing import RecordedSpace, TunerContract, spend
 
 TABLE = Path(__file__).parent.parent / "data" / "recorded_spaces" / "conv3x3_64x28.json"
@@ -379,42 +377,3 @@ def test_the_tuner_takes_the_neighbours_of_the_fastest_first():
     strategy = DropletTuner(space, seed=0)
     spend(strategy, 1, space.measure)
     assert sorted(candidate.decisions[0] for candidate in strategy.ask(4)) == [190, 209, 211, 230]
-
-
-def test_the_signed_rank_test_gives_the_tabled_probabilities():
-    """Of n pairs that all point one way, 2^-n; and with one of five against it, by its rank (Wilcoxon 1945)."""
-    for pairs in (1, 4, 8, 20):
-        ours = np.linspace(1.0, 2.0, pairs)
-        theirs = ours * (1 + np.linspace(0.01, 0.2, pairs))
-        assert faster(ours, theirs) == pytest.approx(0.5**pairs)
-        assert faster(theirs, ours) == 1.0
-    for rank, probability in ((1, 2 / 32), (2, 3 / 32), (5, 10 / 32)):
-        ratios = np.array([1.01, 1.02, 1.03, 1.04, 1.05])
-        ratios[rank - 1] = 1 / ratios[rank - 1]
-        assert faster(np.ones(5), ratios) == pytest.approx(probability)
-    assert faster([1.0, 2.0], [1.0, 2.0]) == 1.0
-    assert faster([1.0] * 3, [2.0] * 3) == pytest.approx(1 / 8)  # ties
-
-
-def test_the_signed_rank_test_is_scipys_where_that_is_exact(monkeypatch):
-    """Ours does without scipy, which fails where torch is hidden, as it is in the search process."""
-    rng = np.random.default_rng(0)
-    pairs = [np.exp(0.1 * rng.standard_normal((2, count))) for count in (2, 5, 13, 40) for _ in range(5)]
-    expected = [wilcoxon(np.log(ours / theirs), alternative="less", method="exact").pvalue for ours, theirs in pairs]
-    monkeypatch.setitem(sys.modules, "torch", None)
-    assert [faster(ours, theirs) for ours, theirs in pairs] == pytest.approx(expected, abs=1e-12)
-
-
-def test_the_signed_rank_test_is_wrong_as_often_as_it_says():
-    rng = np.random.default_rng(0)
-    drift = np.exp(np.cumsum(0.05 * rng.standard_normal((1500, 20)), axis=1))
-    noise = np.exp(0.1 * rng.standard_normal((2, 1500, 20)) ** 3)  # long tails
-    found = np.array([faster(a, b) for a, b in zip(drift * noise[0], drift * noise[1], strict=True)])
-    for level in (0.2, 0.05):
-        assert (found <= level).mean() == pytest.approx(level, rel=0.25)
-
-
-def test_the_signed_rank_test_refuses_what_are_no_pairs():
-    for ours, theirs in (([1.0], [1.0, 2.0]), ([1.0, 0.0], [1.0, 2.0]), ([], [])):
-        with pytest.raises(InputError):
-            faster(ours, theirs)

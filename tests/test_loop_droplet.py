@@ -174,7 +174,7 @@ def test_stop_and_resume_reach_the_same_total_and_repeat_nothing(make_folder, ru
     assert folder.state.steps_done == (count > 8)
     after = run(folder)
     assert after[: len(before)] == before
-    timed = [(trial.key, trial.rival) for trial in after]  # a candidate may be timed beside two incumbents, not twice
+    timed = [(trial.key, trial.rival) for trial in after]  # of three pairs nothing is doubtful
     assert len(set(timed)) == len(timed) <= 8 + 24
     if count > 8:
         own = [trial for trial in before if trial.step == 1]

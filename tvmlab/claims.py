@@ -45,11 +45,10 @@ def study_claims(
 
     Columns: a, b, model, source, seeds (independent pairs that were timed; over all cells: of model and seed), ratio
     (geometric mean over them of a's end-to-end latency over b's, each the median of their turns' ratios: below 1 a is
-    faster), low, high and p_value
-    (stats.paired_ratio: changes of sign over the seeds; no interval with too few), p_holm (corrected over the cells of
-    the pair of arms; "all" is one claim of its own), timed_low and timed_high (interval from the timed repeats alone,
-    of these very compiled models), seeds_needed (to show a difference of `margin` with power 0.8; NaN from one seed,
-    which has no spread), sentence.
+    faster), low, high and p_value (stats.paired_ratio: changes of sign over the seeds; no interval with too few),
+    p_holm (corrected over the cells of the pair of arms; "all" is one claim of its own), timed_low and timed_high
+    (interval from the timed repeats alone, of these very compiled models), seeds_needed (to show a difference of
+    `margin` with power 0.8; NaN from one seed, which has no spread), sentence.
 
     An arm with a source is paired with the other's same source, or with its only run of the model and seed if that has
     none. Without `pairs` these are `arm_pairs`. Raises InputError for an arm that the study does not have.

@@ -22,7 +22,8 @@ from tvmlab.datafiles import data_dir
 from tvmlab.experiment import AutoTVM
 from tvmlab.reuse import PAST, Plan, past_of, planned
 from tvmlab.search.allocate import Allocator, fit_template_batches
-from tvmlab.search.droplet import Droplet, Numbered
+from tvmlab.search.droplet import Droplet
+from tvmlab.search.walkable import Numbered
 from tvmlab.strategies import TUNERS
 from tvmlab.testing import RecordedSpace, spend
 

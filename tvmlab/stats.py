@@ -195,7 +195,7 @@ def resampled_ratio(pairs: Sequence[tuple[ArrayLike, ArrayLike]], confidence: fl
     value, resampled = 0.0, np.zeros(_RESAMPLES)
     for a, b in pairs:
         above, below = _positive(a, "a"), _positive(b, "b")
-        value += math.log(_ratio(above, below)) / len(pairs)
+        value += math.log(turn_ratio(a, b)) / len(pairs)
         if len(above) == len(below):
             logs = _resampled_medians(np.log(above / below), generator)
         else:
@@ -211,10 +211,7 @@ def turn_ratio(a: ArrayLike, b: ArrayLike) -> float:
     >>> turn_ratio([10.0, 20.0, 11.0], [10.0, 20.0, 22.0])
     1.0
     """
-    return _ratio(_positive(a, "a"), _positive(b, "b"))
-
-
-def _ratio(above: NDArray[np.float64], below: NDArray[np.float64]) -> float:
+    above, below = _positive(a, "a"), _positive(b, "b")
     # Of logarithms: the middle of two is then their geometric mean, and b over a is 1 over that of a over b.
     pairs = len(above) == len(below)
     return float(np.exp(np.median(np.log(above / below))) if pairs else np.median(above) / np.median(below))

@@ -15,7 +15,7 @@ from tvmlab.reuse import PAST
 from tvmlab.search.annealing import Annealing
 from tvmlab.search.costmodel import CostModel
 from tvmlab.search.droplet import Droplet as Descent
-from tvmlab.search.droplet import DropletTuner, Numbered, Walkable
+from tvmlab.search.droplet import DropletTuner
 from tvmlab.search.evolution import Evolution
 from tvmlab.search.fallback import Fallback
 from tvmlab.search.genetic import Genetic
@@ -23,6 +23,7 @@ from tvmlab.search.grid import Grid
 from tvmlab.search.random_search import RandomSearch
 from tvmlab.search.scout import apart
 from tvmlab.search.tuner import Tuner
+from tvmlab.search.walkable import Numbered, Walkable
 from tvmlab.session import Session
 from tvmlab.spaces.sketch import SketchSpace
 from tvmlab.targets import Target

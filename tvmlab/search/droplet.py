@@ -13,21 +13,22 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import chain, combinations
 from statistics import median
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
-from tvmlab.core import Candidate, EnumeratedSpace, Trial
+from tvmlab.core import Candidate, Trial
 from tvmlab.search.outlook import Outlook
 from tvmlab.search.scout import Scout, Start, name_of
 from tvmlab.search.tuner import Tuner
-from tvmlab.spaces.knobs import Axis, Direction, Index, directions, stepped
+from tvmlab.search.walkable import Walkable
+from tvmlab.spaces.knobs import Direction, Index, directions, stepped
 from tvmlab.stats import faster
 
-__all__ = ["Droplet", "DropletTuner", "Numbered", "Walkable"]
+__all__ = ["Droplet", "DropletTuner"]
 
 _PROMISING = 6  # directions that are followed two steps
 _RIM = 32  # pairs of steps tried before a descent ends
@@ -36,52 +37,6 @@ _AGAIN = 2  # so many of a batch at most
 _UPHILL = 1.2  # times slower a direction led when it was last taken: it is put off
 
 Proposal = tuple[Candidate, tuple[Direction, ...]]  # and the steps from the incumbent that lead to it
-
-
-class Walkable(Protocol):
-    """A space whose candidates have knobs to take steps along; `decisions[k]` is the value of knob k."""
-
-    task_key: str
-
-    def knobs(self, candidate: Candidate) -> Sequence[Axis]:
-        """The knobs of a candidate; varying it does not change them."""
-        ...
-
-    def vary(self, candidate: Candidate, decisions: Sequence[Any]) -> Candidate | None:
-        """The candidate with exactly these decisions instead; None where they are not valid."""
-        ...
-
-
-@dataclass(frozen=True)
-class _Points(Index):
-    """The numbers of a space's points as an axis: each of the space's knobs is a pair of directions."""
-
-    space: EnumeratedSpace
-
-    def encode(self, value: int) -> list[float]:
-        """As the space does."""
-        return list(self.space.encode(value))
-
-
-class Numbered:
-    """An enumerated space to walk in: a point's only decision is its index."""
-
-    def __init__(self, space: EnumeratedSpace) -> None:
-        self._space = space
-        self.radices = space.radices
-        self.task_key = space.task_key
-
-    def knobs(self, candidate: Candidate) -> Sequence[Axis]:
-        """One axis, the index."""
-        return [_Points(self._space.radices, self._space)]
-
-    def holds(self, decisions: Sequence[Any]) -> bool:
-        """Whether these are the decisions of a point."""
-        return len(decisions) == 1 and isinstance(decisions[0], int) and 0 <= decisions[0] < len(self._space)
-
-    def vary(self, candidate: Candidate, decisions: Sequence[Any]) -> Candidate | None:
-        """The candidate of an index."""
-        return self._space.realize(decisions[0])
 
 
 class Droplet:
