@@ -265,6 +265,10 @@ def test_a_notebook_has_one_line_that_changes(fake, tmp_path, monkeypatch, capsy
             shown.append(data["text/plain"])
 
     monkeypatch.setattr(builtins, "display", lambda data, raw, display_id: Cell(), raising=False)
+    monkeypatch.delitem(sys.modules, "ipykernel", raising=False)
+    tvmlab.study(tmp_path / "terminal", design())
+    assert shown == [] and "8 of 8 done" in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, "ipykernel", object())
     tvmlab.study(tmp_path / "s", design())
     assert shown[0].startswith("0 of 8 done, about") and shown[-1].startswith("8 of 8 done, about 0 s left\n")
     assert capsys.readouterr().err == ""

@@ -196,11 +196,14 @@ class _Line:
     def __init__(self, study: StudyFolder, shown: bool) -> None:
         self._study = study
         self._shown = shown
-        # IPython puts `display` among the builtins. What tqdm overwrites there is kept in the notebook line by line.
-        display = getattr(builtins, "display", None) if shown else None
+        # IPython puts `display` among the builtins. A notebook keeps all that tqdm overwrites, line by line; a terminal
+        # keeps all that `display` updates.
+        display = getattr(builtins, "display", None) if shown and "ipykernel" in sys.modules else None
         self._cell = display(_plain(""), raw=True, display_id=True) if display else None
         self._live = shown and (self._cell is not None or sys.stderr.isatty())
-        self._bar = tqdm(bar_format="{desc}", mininterval=0, dynamic_ncols=True, disable=not self._live or self._cell)
+        self._bar = tqdm(
+            bar_format="{desc}", mininterval=0, dynamic_ncols=True, disable=not self._live or self._cell is not None
+        )
         self._left = ""
         self._tunable = _Tunable(study.definition.target)
 
