@@ -39,7 +39,7 @@ from tvmlab.compat import DATABASE_FILES, read_database
 from tvmlab.core import Candidate
 from tvmlab.experiment import Ansor, Droplet, Experiment
 from tvmlab.records import RunFolder
-from tvmlab.stats import paired_ratio, ratio_in_turns
+from tvmlab.stats import Paired, paired_ratio
 from tvmlab.strategies import warm_records
 from tvmlab.targets import Target, target
 from tvmlab.tasks import Task
@@ -88,10 +88,10 @@ def row_of(name: str, seed: int, trials: int, budget: int, folder: Path) -> dict
     beside_start = compare(best, best_of(start, task, cpu), task, cpu)
     claimed = descent.summary(ours)["gain"].iloc[0]
     return {
-        "ours_us": round(float(np.median(beside_theirs[0])) * 1e6, 2),
-        "theirs_us": round(float(np.median(beside_theirs[1])) * 1e6, 2),
-        **_rounded("ratio", ratio_in_turns(*beside_theirs)),
-        **_rounded("over_start", ratio_in_turns(*beside_start)),
+        "ours_us": beside_theirs.ours_us,
+        "theirs_us": beside_theirs.theirs_us,
+        **_rounded("ratio", beside_theirs.ratio),
+        **_rounded("over_start", beside_start.ratio),
         "claimed_over_start": round(1 - float(claimed), 4),
         "candidates": upstream["tried"],
         "ran": {"ours": sum(t.ok for t in ours.trials() if t.trial), "theirs": upstream["ran"]},
@@ -100,9 +100,9 @@ def row_of(name: str, seed: int, trials: int, budget: int, folder: Path) -> dict
     }
 
 
-def _rounded(name: str, interval: Any) -> dict[str, float]:
+def _rounded(name: str, interval: Paired) -> dict[str, float]:
     return {
-        name: round(interval.value, 4),
+        name: round(interval.ratio, 4),
         f"{name}_low": round(interval.low, 4),
         f"{name}_high": round(interval.high, 4),
     }

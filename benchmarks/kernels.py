@@ -2,7 +2,7 @@
 
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from common import save_model
@@ -15,6 +15,7 @@ from tvmlab.measure.local import LocalMeasurer
 from tvmlab.models import load_model
 from tvmlab.records import RunFolder
 from tvmlab.spaces.sketch import SketchSpace
+from tvmlab.stats import Paired, paired_ratio, turn_ratio
 from tvmlab.strategies import warm_records
 from tvmlab.targets import Target
 from tvmlab.tasks import Task, extract
@@ -29,7 +30,8 @@ CONVS = {
 DENSE = {"googlenet_dense": (1024, 1000), "alexnet_dense": (4096, 4096)}
 KERNELS = (*CONVS, *DENSE)
 
-_PAIRS = 20  # fewest turns in which two kernels are compared
+_PROCESSES = 6  # in which two kernels are compared: the fewest that give an interval
+_PAIRS = 10  # fewest turns of each, twice
 
 
 def model_of(name: str, folder: Path) -> str:
@@ -65,11 +67,34 @@ def best_of(run: RunFolder, task: Task, target: Target) -> Candidate:
     return found
 
 
-def compare(ours: Candidate, theirs: Candidate, task: Task, target: Target) -> tuple[list[float], list[float]]:
-    """Latencies of two candidates in seconds, timed in turns; each is the one that is timed first in half of them."""
+class Compared(NamedTuple):
+    """Two candidates' latencies in microseconds, and the ratio of ours over theirs over several processes."""
+
+    ours_us: float
+    theirs_us: float
+    ratio: Paired
+
+
+def compare(ours: Candidate, theirs: Candidate, task: Task, target: Target) -> Compared:
+    """Two candidates, timed in turns in processes of their own, one after the other; see docs/benchmarks.md for why.
+
+    The ratio is the geometric mean of the processes' (each the median of its turns), with the interval of
+    `tvmlab.stats.paired_ratio` over them.
+    """
+    found = [_in_process(ours, theirs, task, target) for _ in range(_PROCESSES)]
+    latencies = (np.median(np.concatenate(samples)) * 1e6 for samples in zip(*found, strict=True))
+    ratio = paired_ratio([turn_ratio(*samples) for samples in found], np.ones(len(found)))
+    return Compared(*(round(float(latency), 2) for latency in latencies), ratio)
+
+
+def _in_process(ours: Candidate, theirs: Candidate, task: Task, target: Target) -> tuple[list[float], list[float]]:
+    """Latencies in seconds; each of the two is the one that is timed first in half of the turns."""
     samples: tuple[list[float], list[float]] = ([], [])
     options = Measure(repeats=_PAIRS, slow_factor=1e6)
-    with LocalMeasurer([task], target, options, Path(tempfile.mkdtemp(prefix="kernels-"))) as measurer:
+    with (
+        tempfile.TemporaryDirectory(prefix="kernels-") as scratch,
+        LocalMeasurer([task], target, options, Path(scratch)) as measurer,
+    ):
         list(measurer.measure_defaults([task.key]))
         for first, second in ((0, 1), (1, 0)):
             both = (ours, theirs)

@@ -1,6 +1,6 @@
 """How much of a full search's speed-up transfer-tuning finds, and in what share of its time, over pairs of models.
 
-    python benchmarks/transfer.py [--seeds 5] [--full ansor] [--trials 64] [--early-stopping N] [--transferred 16]
+    python benchmarks/transfer.py [--seeds 5] [--full ansor] [--trials 64] [--early-stopping N] [--transferred 32]
                                   [--rows FILE] [--quick]
 
 For each seed every model is searched in full; then every other model's schedules are transferred to it. The share is
@@ -93,7 +93,7 @@ def main() -> None:
     parser.add_argument(
         "--early-stopping", type=int, help="a kernel's full search ends after so many in vain (default: never)"
     )
-    parser.add_argument("--transferred", type=int, default=16, help="most schedules tried for a kernel")
+    parser.add_argument("--transferred", type=int, default=32, help="most schedules tried for a kernel")
     parser.add_argument("--repeats", type=int, default=20)
     parser.add_argument("--runs-dir", type=Path, default=None)
     parser.add_argument("--rows", type=Path, help="rows that this file has are not measured again; others are added")

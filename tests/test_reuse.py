@@ -2,6 +2,7 @@
 
 import ast
 import json
+import os
 import shutil
 import threading
 from collections import Counter
@@ -139,7 +140,7 @@ def test_what_is_not_taken_from(done, make_folder, run, cpu, other):
     if other == "target":
         first.write_json("environment.json", {"target": {**cpu.as_record(), "attrs": {**cpu.attrs, "mcpu": "znver1"}}})
     elif other == "running":
-        first.write_state(replace(first.state, status="running", started_s=10**12, pid=0))
+        first.write_state(replace(first.state, status="running", started_s=10**12, pid=os.getpid()))
     elif other == "empty":
         (first.path / "trials.jsonl").unlink()
     elif other == "unreadable":

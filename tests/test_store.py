@@ -1,6 +1,7 @@
 """The store of past runs: records by task and target, imported databases, runs deleted."""
 
 import json
+import os
 import shutil
 from dataclasses import replace
 
@@ -63,7 +64,7 @@ def test_an_empty_store_has_no_past(tmp_path):
 def test_delete_removes_what_is_named_and_never_a_running_run(store):
     first, second, third = sorted(path.name for path in store.iterdir())
     running = RunFolder(store / second)
-    running.write_state(replace(running.state, status="running", started_s=10**12))
+    running.write_state(replace(running.state, status="running", started_s=10**12, pid=os.getpid()))
     with pytest.raises(RunError, match=f"run {second} is running: stop it first; nothing was deleted"):
         tvmlab.delete_runs([first, second], store)
     with pytest.raises(RecordError, match="no run 'nowhere'"):
@@ -82,13 +83,20 @@ def test_delete_removes_what_is_named_and_never_a_running_run(store):
 
 @pytest.fixture
 def database(make_folder, run, tmp_path):
-    """A folder with nothing but TVM's database of a run."""
+    """A folder with nothing but TVM's database of a run, with all repeats as upstream writes them."""
     folder = make_folder(max_trials=12)
     run(folder)
     path = tmp_path / "foreign"
     path.mkdir()
     for name in DATABASE_FILES:
         shutil.copy(folder.path / name, path)
+
+    def repeated(line):
+        (latency,) = line[1][1]
+        line[1][1] = [latency * 1.1, latency, latency * 0.9]  # FakeMeasurer's
+        return line
+
+    rewrite(path, repeated)
     return path, [trial for trial in folder.trials() if trial.trial]
 
 

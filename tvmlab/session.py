@@ -6,6 +6,7 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from statistics import median
 from typing import Any
 
 from tvmlab.compat import DATABASE_FILES, load_meta_schedule
@@ -239,12 +240,15 @@ def open_database(folder: RunFolder, target: Target) -> Any:
 
 
 def commit(database: Any, module: Any, trace: Any, latencies_s: Sequence[float], target: Target) -> None:
-    """Append a measured schedule of a task's module to TVM's database."""
+    """Append a measured schedule of a task's module to TVM's database, with the median of its repeats.
+
+    TVM ranks records by the mean, which one interrupted repeat decides; all repeats are in the trials.
+    """
     meta_schedule = load_meta_schedule()
     record = meta_schedule.database.TuningRecord(
         trace,
         database.commit_workload(module),
-        list(latencies_s),
+        [median(latencies_s)],
         target.to_tvm(),
         meta_schedule.arg_info.ArgInfo.from_prim_func(module["main"]),
     )

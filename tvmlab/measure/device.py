@@ -234,11 +234,13 @@ class Device:
         """Latencies of a candidate and of its rival, seconds, a pair a turn; who begins alternates (a b, b a, ...).
 
         After the repeats, a candidate that leads gets three times as many more, for a paired test to decide by. One
-        far behind has a single turn.
+        far behind has a single turn, unless the rival is slower in that: then one of the two was interrupted.
         """
         single_s = self._single(kernel, task, first_s, options)
         if single_s > min(_limit_s(options), options["slow_factor"] * rival.single_s + _CALL_S):
-            return [single_s], [self._run_once(rival.kernel, task.tensors)]
+            theirs_s = self._single(rival.kernel, task, self._run_once(rival.kernel, task.tensors), options)
+            if single_s > theirs_s:
+                return [single_s], [theirs_s]
         number, repeats = _loops(min(single_s, rival.single_s), options)
         warm_cpu = self._kind == "cpu" and not options["cold_cache_bytes"]  # cold weights have copies of their own
         places = task.places(self._device) if warm_cpu else [task.tensors]
