@@ -205,8 +205,16 @@ def test_an_ended_run_keeps_its_status(folder, status):
 
 def test_a_run_that_is_starting_is_running_but_not_for_ever(folder):
     assert folder.status == "running"
-    folder.write_state(State(status="running", started_s=time.time() - 1000))
+    folder.write_state(replace(folder.state, started_s=time.time() - 1000))
     assert folder.status == "failed"
+
+
+def test_a_run_whose_launcher_died_is_not_waited_for(folder, holder):
+    folder.write_state(State(status="running", launcher=holder.pid, started_s=time.time()))
+    holder.send_signal(signal.SIGKILL)
+    holder.wait()
+    assert folder.status == "failed"
+    assert "tvmlab resume continues" in folder.state.message
 
 
 def test_a_run_without_state_is_failed(folder):

@@ -194,6 +194,22 @@ def test_a_fork_goes_on_from_a_finished_run_and_leaves_it_alone(tiny_run, starte
         tvmlab.fork(origin, [step], name="branch")
 
 
+KILLED = """
+import os, signal, sys, types, tvmlab
+from tvmlab import run
+run.subprocess = types.SimpleNamespace(DEVNULL=None, Popen=lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL))
+tvmlab.fork(sys.argv[1], [tvmlab.Ansor(max_trials=2, population=16, generations=1)], name="branch")
+"""
+
+
+def test_a_fork_whose_caller_is_killed_before_it_starts_the_search_goes_on_at_once(tiny_run, started, tmp_path):
+    shutil.copytree(tiny_run.folder.path, tmp_path / tiny_run.id)
+    caller = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / tiny_run.id)], check=False)
+    assert caller.returncode == -signal.SIGKILL
+    assert tvmlab.attach("branch", tmp_path).status == "failed"
+    assert_complete(started(tvmlab.resume("branch", tmp_path)).wait(), 10, trials_of(tiny_run))
+
+
 def test_what_cannot_be_forked_is_refused(tiny_run, tiny_experiment, tmp_path):
     with pytest.raises(InputError, match="needs a step"):
         tvmlab.fork(tiny_run, [])

@@ -53,10 +53,12 @@ class State:
 
     `elapsed_s` is the tuning time over all sessions; `phases` splits it (search_s, build_wait_s, run_s); `phase` says
     what goes on now; `steps_done` counts the experiment's stages that are finished, which a resumed run passes over.
+    `launcher` is the process that is about to start the search process, for as long as there is no `pid`.
     """
 
     status: str = "running"
     pid: int = 0
+    launcher: int = 0
     started_s: float = 0.0
     heartbeat_s: float = 0.0
     elapsed_s: float = 0.0
@@ -100,7 +102,7 @@ class RunFolder:
             parent.mkdir(parents=True, exist_ok=True)
             folder = cls(_make_unique(parent, stem))
             folder.write_json("experiment.json", {"format": FORMAT, "experiment": experiment.model_dump(mode="json")})
-            folder.write_state(State(started_s=time.time(), heartbeat_s=time.time()))
+            folder.write_state(State(launcher=os.getpid(), started_s=time.time(), heartbeat_s=time.time()))
         except OSError as error:
             raise _disk_error(parent, error) from error
         return folder
@@ -178,7 +180,8 @@ class RunFolder:
         state = State(**self.read_json("state.json", missing={"status": "failed", "message": "state.json is missing"}))
         if state.status != "running" or self.is_locked():
             return state
-        if time.time() - state.started_s < _STALE_START_S and (state.pid == 0 or _is_alive(state.pid)):
+        # Not yet locked: it is starting, if what starts it did not die over it.
+        if time.time() - state.started_s < _STALE_START_S and _is_alive(state.pid or state.launcher):
             return state
         # The process may have written its last word and let go of the lock since the first look.
         state = State(**self.read_json("state.json"))

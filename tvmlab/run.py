@@ -286,7 +286,7 @@ def _copy(origin: RunFolder, folder: RunFolder) -> None:
     state = origin.state
     folder.write_json("fork.json", {"run": origin.id, "trials": state.trials, "elapsed_s": state.elapsed_s})
     done = len(origin.experiment.stages)
-    folder.write_state(replace(state, status="running", pid=0, started_s=time.time(), message="", steps_done=done))
+    folder.write_state(replace(state, **_starting(), steps_done=done))
 
 
 def attach(run: str | Path | RunFolder, runs_dir: str | Path | None = None) -> Run:
@@ -345,7 +345,7 @@ def _row(run: Run) -> dict[str, Any]:
 
 
 def _starting() -> dict[str, Any]:
-    return {"status": "running", "pid": 0, "started_s": time.time(), "message": ""}
+    return {"status": "running", "pid": 0, "launcher": os.getpid(), "started_s": time.time(), "message": ""}
 
 
 def _launch(folder: RunFolder) -> Run:
