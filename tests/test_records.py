@@ -19,6 +19,7 @@ from tvmlab import records
 from tvmlab.core import MissingTool, RecordError, RunError, Trial, TrialStatus
 from tvmlab.experiment import Ansor, Experiment
 from tvmlab.records import FORMAT, RunFolder, State, TrialWriter, cut_torn_line
+from tvmlab.run import Run
 
 EXPERIMENT = Experiment(model="squeezenet", steps=[Ansor(max_trials=4)])
 
@@ -195,6 +196,17 @@ def test_a_killed_process_leaves_no_lock_and_a_failed_run(folder, holder):
     assert folder.status == "failed"
     assert "died" in folder.state.message
     folder.acquire().release()
+
+
+def test_stop_asks_again_while_the_holder_has_not_said_its_name(folder, holder, monkeypatch):
+    """Two processes may want the run (its launcher was killed); the one that lost the race for the lock is gone."""
+    loser = subprocess.Popen([sys.executable, "-c", ""])
+    loser.wait()
+    folder.write_state(State(status="running", pid=loser.pid))
+    monkeypatch.setattr(time, "sleep", lambda _: folder.write_state(replace(folder.state, pid=holder.pid)))
+    Run(folder).stop(wait=False)
+    monkeypatch.undo()
+    assert holder.wait(10) == -signal.SIGTERM
 
 
 @pytest.mark.parametrize("status", ["done", "stopped", "failed"])

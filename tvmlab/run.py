@@ -13,6 +13,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -153,8 +154,9 @@ class Run:
         while self.status == "running":
             state = self.folder.state
             if state.pid and self.folder.is_locked():
-                os.kill(state.pid, signal.SIGTERM)
-                break
+                with suppress(ProcessLookupError):  # it ended since, or another holds the lock and has not yet said so
+                    os.kill(state.pid, signal.SIGTERM)
+                    break
             time.sleep(_POLL_S)  # the process is starting and cannot hear yet
         while wait and self.status == "running":
             if time.monotonic() > deadline:
