@@ -82,8 +82,8 @@ def save_model(path: Path, nodes: list, shape_in: tuple, shape_out: tuple, weigh
 def kept(path: Path | None, what: dict[str, Any], measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """A row of a file of JSON lines; it is measured and appended if the file has none that says `what`.
 
-    So a long benchmark can be interrupted, and spread over days and machines: what is compared within a row was measured
-    together, and `device` says on what.
+    So a long benchmark can be interrupted, and spread over days and machines: what is compared within a row was
+    measured together, and `device` says on what.
     """
     if path is not None and path.exists():
         for line in path.read_text().splitlines():

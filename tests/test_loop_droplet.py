@@ -51,6 +51,7 @@ def fastest(trials):
 
 
 def test_it_starts_from_the_best_of_each_task(make_folder, run):
+    """A fifth of its trials go to the next fastest, timed beside the best; then it looks around."""
     folder = make_folder(steps=[Ansor(max_trials=24, **SMALL), Droplet(trials=12)])
     trials = run(folder)
     ansor, droplet = of_step(trials, 0), of_step(trials, 1)
@@ -58,8 +59,12 @@ def test_it_starts_from_the_best_of_each_task(make_folder, run):
     for key in (key for key, found in ansor.items() if found):
         best, found = fastest(ansor[key]), droplet[key]
         assert 1 <= len(found) <= 12 and {trial.strategy for trial in found} == {"droplet"}
-        assert found[0].rival == best.key and found[0].rival_latencies_s == best.latencies_s
-        assert sum(a != b for a, b in zip(found[0].decisions, best.decisions, strict=True)) == 1
+        ran = sorted((trial for trial in ansor[key] if trial.ok), key=lambda trial: trial.latency_s)
+        contenders, neighbour = found[:2], found[2]
+        assert [trial.key for trial in contenders] == [trial.key for trial in ran[1:3]]
+        assert {trial.rival for trial in found[:3]} == {best.key}
+        assert neighbour.rival_latencies_s == best.latencies_s
+        assert sum(a != b for a, b in zip(neighbour.decisions, best.decisions, strict=True)) == 1
         assert best.key not in {trial.key for trial in found}
 
 
@@ -99,7 +104,8 @@ def test_a_machine_that_slows_down_hides_no_gain(make_folder, run):
     for found in of_step(trials, 1).values():
         for trial in (trial for trial in found if trial.ok and trial.rival):
             assert trial.reference_s > 0
-            (first, *_) = [t for t in trials if t.key == trial.rival and t.task_key == trial.task_key]
+            known = [t for t in trials[: trials.index(trial)] if t.key == trial.rival and t.task_key == trial.task_key]
+            first = known[-1]  # the second time, as a contender, it was on the clock of the start
             ratio = trial.latencies_s[0] / trial.rival_latencies_s[0]
             assert trial.latency_s == pytest.approx(first.latency_s * ratio)
             assert shown[trial.trial] == pytest.approx(trial.latency_s * 1e6)
@@ -126,9 +132,11 @@ def test_with_more_starts_it_walks_down_from_other_schedules_too(make_folder, ru
         if not found:
             continue
         best = fastest(of_step(trials, 0)[key])
-        elsewhere = [t for t in found if t.sketch != best.sketch or sum(map(ne, t.decisions, best.decisions)) > 3]
+        before = {trial.key for trial in of_step(trials, 0)[key]}
+        new = [trial for trial in found if trial.key not in before]
+        elsewhere = [t for t in new if t.sketch != best.sketch or sum(map(ne, t.decisions, best.decisions)) > 3]
         assert elsewhere and all(t.rival for t in found)
-        near = [t for t in found if t.rival == best.key and t.sketch == best.sketch]
+        near = [t for t in new if t.rival == best.key and t.sketch == best.sketch]
         assert near and near[0].trial < elsewhere[0].trial
 
 
@@ -146,7 +154,8 @@ def test_it_descends_in_the_template_where_the_best_is_one_of_its_points(make_fo
     tuned, droplet = (of_step(trials, number)[tiny_tasks["conv2d+relu"].key] for number in (0, 1))
     best = fastest(tuned)
     a, b = best.decisions[0] % 6, best.decisions[0] // 6
-    first = {trial.decisions[0] for trial in droplet if trial.rival == best.key}
+    before = {trial.key for trial in tuned}
+    first = {trial.decisions[0] for trial in droplet if trial.rival == best.key and trial.key not in before}
     assert len(first) >= 2 and all(abs(i % 6 - a) + abs(i // 6 - b) <= 2 for i in first)
     gemm = of_step(trials, 1)[tiny_tasks["matmul+add"].key]
     assert all(len(trial.decisions) > 1 for trial in gemm)  # in the sketch space
@@ -245,7 +254,7 @@ def test_the_task_that_costs_most_now_comes_first(make_folder, run, tiny_tasks):
                     latencies = [factor * seconds for seconds in measured.latencies_s]
                     yield replace(measured, latencies_s=tuple(latencies), rival_latencies_s=())
 
-        steps = [AutoTVM(kernel_trials=4), Droplet(max_trials=16, batch_size=4)]
+        steps = [AutoTVM(kernel_trials=5), Droplet(max_trials=16, batch_size=4)]
         trials = [trial for trial in run(make_folder(steps=steps), Uneven()) if trial.step == 1]
         assert [trial.task_key for trial in trials[:4]] == [large] * 4
 

@@ -55,7 +55,7 @@ class Session:
         self._default_s: dict[str, float] = {}
         self._best_s: dict[str, float] = {}
         self._trial_s: dict[str, float] = {}
-        self._program_s: dict[tuple[str, str], float] = {}  # when it was first measured, by task and program
+        self._program_s: dict[tuple[str, str], float] = {}  # by task and program
         for trial in folder.trials():
             self._remember(trial)
         self._writer = TrialWriter(folder)
@@ -196,7 +196,7 @@ class Session:
         return trial
 
     def _reference_s(self, candidate: Candidate) -> float:
-        """The latency of a candidate's rival when this run first measured it, in seconds; 0 if it never did."""
+        """The latency of a candidate's rival on the run's clock, in seconds; 0 if it was never measured."""
         assert candidate.rival is not None
         return self._program_s.get((candidate.task_key, candidate.rival.key), 0.0)
 
@@ -204,7 +204,9 @@ class Session:
         self.history.append(trial)
         latency = trial.latency_s
         if latency is not None:
-            self._program_s.setdefault((trial.task_key, trial.key), latency)
+            program = trial.task_key, trial.key
+            # Timed beside a rival it is on the clock of that one, which those timed beside it go on with.
+            self._program_s[program] = latency if trial.reference_s else self._program_s.get(program, latency)
             if trial.trial == 0:
                 self._default_s[trial.task_key] = latency
             else:

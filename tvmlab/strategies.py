@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable
 from functools import cached_property
+from operator import itemgetter
 from typing import Any
 
 from tvmlab.compat import read_database
@@ -35,8 +36,9 @@ __all__ = ["TUNERS", "Strategies", "template_space", "warm_records"]
 _RECORDS = 64  # earlier schedules of a task that a search starts from
 _STARTS = 8  # the fastest of them, of which a descent begins at the first that can be made again and has knobs
 
-# A space, and the schedules of it that a descent starts from, with latencies in seconds as far as they are known.
-_Starts = tuple[Walkable, list[tuple[Candidate, float | None]]]
+_CONTENDED = 5  # one trial of so many of a descent goes to finding out which of the fastest records is the fastest
+# Schedules that a descent starts from, with latencies in seconds as far as they are known.
+_Starts = list[tuple[Candidate, float | None]]
 
 _ALSO = ("droplet", "transfer", PAST)  # strategies whose trials may be of a template or of a sketch
 
@@ -148,7 +150,8 @@ class Strategies(dict[str, Strategy]):
         return tuner
 
     def _descent(self, task: Task, step: Droplet) -> Strategy:
-        space, starts = (self._best(task, step.starts) if step.start == "best" else None) or self._first(task)
+        fastest = self._fastest(task, step) if step.start == "best" else None
+        space, starts, contenders = fastest or (*self._first(task), [])
         start, latency_s = starts[0] if starts else (None, None)
         before = [trial for trial in self._before() if trial.task_key == task.key]
         return Descent(
@@ -157,36 +160,42 @@ class Strategies(dict[str, Strategy]):
             p_value=step.p_value,
             seed=self._session.experiment.seed,
             latency_s=latency_s,
+            contenders=contenders,
             others=starts[1:],
             known=self._own.get(task.key, ()),
             earlier=[trial for trial in before if not isinstance(space, Numbered) or space.holds(trial.decisions)],
         )
 
-    def _best(self, task: Task, most: int) -> _Starts | None:
+    def _fastest(self, task: Task, step: Droplet) -> tuple[Walkable, _Starts, list[Candidate]] | None:
         """The fastest schedule known before this step, and of the others in its space the fastest that are apart.
 
-        Up to `most` together, each with its latency if it was measured in this run; None where there is none.
+        Up to `step.starts` together, each with its latency if it was measured in this run, and the next fastest
+        schedules, near or far; None where there is none.
 
         The default kernel is none: it has no knobs. Neither has a schedule whose template has changed since.
         """
         found = [(trial.latency_s, trial) for trial in self._before() if trial.task_key == task.key]
-        tuned = [(s, trial) for s, trial in found if s is not None and trial.key != task.key]
+        tuned = sorted(((s, trial) for s, trial in found if s is not None and trial.key != task.key), key=itemgetter(0))
+        most, contenders = step.starts, step.trials // _CONTENDED
         chosen: list[Trial] = []
-        starts: list[tuple[Candidate, float | None]] = []
+        starts: _Starts = []
+        next_fastest: dict[str, Candidate] = {}
         space: Walkable | None = None
-        for latency_s, trial in sorted(tuned, key=lambda item: item[0])[: _STARTS if most == 1 else _RECORDS]:
+        for latency_s, trial in tuned[: _STARTS + contenders if most == 1 else _RECORDS]:
             radices = space.radices if isinstance(space, Numbered) else ()
-            if not all(apart(trial, other, radices) for other in chosen):
+            is_apart = len(starts) < most and all(apart(trial, other, radices) for other in chosen)
+            if not is_apart and len(next_fastest) == contenders:
                 continue
             kind, candidate = self._replayed(task, trial)
             if candidate is None or (space is not None and type(kind) is not type(space)):
                 continue
             space = space or kind
-            chosen.append(trial)
-            starts.append((candidate, None if any(trial is other for other in self._warm) else latency_s))
-            if len(starts) == most:
-                break
-        return None if space is None else (space, starts)
+            if starts and len(next_fastest) < contenders and candidate.key != starts[0][0].key:
+                next_fastest[candidate.key] = candidate
+            if is_apart:
+                chosen.append(trial)
+                starts.append((candidate, None if any(trial is other for other in self._warm) else latency_s))
+        return None if space is None else (space, starts, list(next_fastest.values()))
 
     def _replayed(self, task: Task, trial: Trial) -> tuple[Walkable, Candidate | None]:
         """The space that a trial's schedule is of, and the schedule made again; None where that fails."""
@@ -210,7 +219,7 @@ class Strategies(dict[str, Strategy]):
         made = (sketches.replay(trace) for trace, _ in nearest[:_STARTS])
         return next((candidate for candidate in made if candidate and candidate.key == trial.key), None)
 
-    def _first(self, task: Task) -> _Starts:
+    def _first(self, task: Task) -> tuple[Walkable, _Starts]:
         """The first valid point of the task's template, else of its sketches; no start where there is none."""
         template = template_space(task, self._session.target)
         if template is not None:

@@ -43,10 +43,12 @@ class Droplet:
     """The descent of one task. It ends at a local minimum: then `ask` gives nothing, and `ending` says so.
 
     It begins at `start` (None: there is no valid point), whose latency in seconds is `latency_s`; without one it is
-    measured first. `others` are schedules in other valleys, with their latencies, that are walked down from before it
-    ends. `known` are the trials of the same descent before it was interrupted, `earlier` those of other
-    searches: a model of the knobs learns them, and says which neighbours are measured first, and which last, because it
-    expects them to be far slower: after all other starts, but before the descent ends.
+    measured first. `contenders` are the next fastest, timed in turns with it before anything else: the fastest of many
+    readings is often a lucky one, and the descent begins where the faster schedule is. `others` are schedules in other
+    valleys, with their latencies, that are walked down from before it ends. `known` are the trials of the same descent
+    before it was interrupted, `earlier` those of other searches: a model of the knobs learns them, and says which
+    neighbours are measured first, and which last, because it expects them to be far slower: after all other starts, but
+    before the descent ends.
 
     A neighbour becomes the incumbent if it is faster at `p_value` (`tvmlab.stats.faster`), divided by the number of
     neighbours told with it (Bonferroni: the best of many looks fast by chance); the fastest, if several are. Too few
@@ -66,13 +68,14 @@ class Droplet:
         p_value: float,
         seed: int = 0,
         latency_s: float | None = None,
+        contenders: Sequence[Candidate] = (),
         others: Sequence[tuple[Candidate, float | None]] = (),
         known: Sequence[Trial] = (),
         earlier: Sequence[Trial] = (),
     ) -> None:
         self._space = space
         self._p_value = p_value
-        self._bases = [*filter(None, [start]), *(other for other, _ in others)]
+        self._bases = [*filter(None, [start]), *contenders, *(other for other, _ in others)]
         self._outlook = Outlook([(base, space.knobs(base)) for base in self._bases], seed)
         self._scout = Scout([Start(other, space.knobs(other), found_s) for other, found_s in others], self._outlook)
         self._scouted: set[str] = set()  # keys of what the scout proposed
@@ -91,6 +94,8 @@ class Droplet:
         self._blocked: list[Direction] = []  # from the incumbent, to no valid point
         self._start = self._incumbent = start
         self._first = [start] if start is not None and latency_s is None else []
+        self._contenders = list(contenders)
+        self._contending: set[str] = set()  # their keys
         self.moves = 0
         self.local_minimum = False
         if start is not None:
@@ -154,13 +159,22 @@ class Droplet:
     # Where to go
 
     def _proposals(self) -> Iterator[Proposal]:
-        """What is to be measured next: the start, what must be timed again, the neighbours of the incumbent."""
+        """What is to be measured next: the start, its contenders, what must be timed again, the neighbours."""
         if self._incumbent is None:
             return
         while self._first:
             start = self._first.pop()
             self._asked.add(start.key)
             yield start, ()
+        while self._contenders:
+            contender = self._contenders.pop(0)
+            if contender.key not in self._asked:
+                self._contending.add(contender.key)
+                self._asked.add(contender.key)
+                self._tried.add(name_of(contender.sketch, contender.decisions))
+                yield replace(contender, rival=self._incumbent), ()
+        if self._contending & self._under_way.keys():
+            return  # where to look around is not known yet
         while self._rematches:
             candidate = self._rematches.pop(0)
             if self._scores[candidate.key] < self._scores.get(self._incumbent.key, np.inf):

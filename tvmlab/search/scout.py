@@ -67,7 +67,7 @@ class Scout:
     def _stands(self, start: Start) -> tuple[Sequence[Any], list[Sequence[Any]]]:
         """The lowest point that a walk has come to, and its neighbours."""
         sketch, here = start.candidate.sketch, list(start.candidate.decisions)
-        latency = start.latency_s or self._told.get(name_of(sketch, here), np.inf)
+        latency = self._told.get(name_of(sketch, here), start.latency_s or np.inf)
         while True:
             steps = (stepped(start.knobs, here, [way]) for way in directions(start.knobs, here))
             around: list[Sequence[Any]] = [point for point in steps if point is not None]
