@@ -116,6 +116,11 @@ def remove_build(path: str) -> None:
         shutil.rmtree(Path(path).parent, ignore_errors=True)
 
 
+def discard(build: Future[Build]) -> None:
+    """Delete what a build that nobody wants any more has compiled, or will have."""
+    build.add_done_callback(lambda done: None if done.cancelled() else remove_build(done.result().path))
+
+
 def _answer(message: tuple[Any, ...]) -> tuple[str, str, str]:
     if message[0] == "ping":
         from tvmlab.compat import load_meta_schedule

@@ -15,7 +15,7 @@ from typing import Any
 
 from tvmlab.core import Candidate, Measurement, TrialStatus
 from tvmlab.experiment import Measure
-from tvmlab.measure.builder import Build, BuilderPool, remove_build
+from tvmlab.measure.builder import Build, BuilderPool, discard, remove_build
 from tvmlab.measure.process import WorkerDied, WorkerProcess, WorkerTimeout
 from tvmlab.measure.rivals import RivalBuilds
 from tvmlab.measure.watch import NoWatch, Watch
@@ -130,8 +130,10 @@ class LocalMeasurer:
         finally:
             for run in runs:
                 run.cancel()
-            for build in builds:
+            for build, run in zip(builds, runs, strict=True):
                 build.cancel()
+                if run.cancelled():  # else it deletes its own
+                    discard(build)
 
     def _run_built(self, candidate: Candidate, build: Future[Build]) -> Measurement:
         """Wait for a build and run it: the device's thread does one after the other."""
@@ -157,7 +159,8 @@ class LocalMeasurer:
                 yield self._run(candidate, build.result())
             except GeneratorExit:
                 for unused in builds[position + 1 :]:
-                    unused.cancel()  # one under way leaves its files to the scratch folder's end
+                    unused.cancel()
+                    discard(unused)
                 raise
 
     def _wait(self, builds: list[Future[Build]]) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 
 from tvmlab.core import Candidate
-from tvmlab.measure.builder import Build, remove_build
+from tvmlab.measure.builder import Build, discard
 
 __all__ = ["RivalBuilds"]
 
@@ -42,9 +42,4 @@ class RivalBuilds:
             return self._kept[key]
 
     def _drop(self, key: tuple[str, str]) -> None:
-        self._kept.pop(key).add_done_callback(_remove)
-
-
-def _remove(build: Future[Build]) -> None:
-    if not build.cancelled():
-        remove_build(build.result().path)
+        discard(self._kept.pop(key))
