@@ -212,7 +212,10 @@ def task_shares(run: Any, *, top: int = 10, ax: Axes | None = None) -> Axes:
     ax.margins(x=0.12)
     ax.set_xlabel("share of the model estimate (%)")
     _tidy(ax, grid="x")
-    ax.legend(title="model estimate", title_fontsize=8, frameon=False, fontsize=8, loc="lower right")
+    ax.legend(
+        title="model estimate", title_fontsize=8, frameon=False, fontsize=8,
+        loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=2, alignment="left",
+    )  # fmt: skip
     return ax
 
 
