@@ -126,21 +126,20 @@ def test_the_start_is_measured_unless_its_latency_is_known():
 @pytest.mark.parametrize("is_faster", [True, False])
 def test_contenders_are_timed_beside_the_start_before_it_looks_around(is_faster):
     space = Tiled()
-    near = space.at([8, 2, 4], [12, 3], 2 if is_faster else 3)
-    start = space.at([8, 2, 4], [12, 3], 3 if is_faster else 2)
+    near, start = (space.at([8, 2, 4], [12, 3], choice) for choice in ((2, 3) if is_faster else (3, 2)))
     other = space.at([64, 1, 1], [36, 1], 3)
     droplet = Droplet(space, start, p_value=0.05, latency_s=1e-4, contenders=[other, near])
     asked = droplet.ask(8)
     assert [(each.key, each.rival.key) for each in asked] == [(other.key, start.key), (near.key, start.key)]
     assert droplet.ask(8) == [] and not droplet.local_minimum  # where to look around is not known yet
-    droplet.tell(asked, Clock(space, noise=0.01)(asked))
-    stands_on = near if is_faster else start
-    assert droplet.incumbent.key == stands_on.key and droplet.moves == is_faster
+    told = Clock(space, noise=0.01)(asked)
+    droplet.tell(asked, told)
+    stands_on = droplet.incumbent
+    assert stands_on.key == (near if is_faster else start).key and droplet.moves == is_faster
     following = droplet.ask(8)
     assert len(following) == 8 and {each.rival.key for each in following} == {stands_on.key}
     assert {other.key, near.key, start.key}.isdisjoint(each.key for each in following)
-    known = Clock(space, noise=0.01)(asked)
-    resumed = Droplet(space, start, p_value=0.05, latency_s=1e-4, contenders=[other, near], known=known)
+    resumed = Droplet(space, start, p_value=0.05, latency_s=1e-4, contenders=[other, near], known=told)
     assert resumed.incumbent.key == stands_on.key
     assert {each.key for each in resumed.ask(8)} == {each.key for each in following}
 

@@ -35,8 +35,8 @@ __all__ = ["TUNERS", "Strategies", "template_space", "warm_records"]
 
 _RECORDS = 64  # earlier schedules of a task that a search starts from
 _STARTS = 8  # the fastest of them, of which a descent begins at the first that can be made again and has knobs
-
 _CONTENDED = 5  # one trial of so many of a descent goes to finding out which of the fastest records is the fastest
+
 # Schedules that a descent starts from, with latencies in seconds as far as they are known.
 _Starts = list[tuple[Candidate, float | None]]
 
@@ -176,7 +176,7 @@ class Strategies(dict[str, Strategy]):
         """
         found = [(trial.latency_s, trial) for trial in self._before() if trial.task_key == task.key]
         tuned = sorted(((s, trial) for s, trial in found if s is not None and trial.key != task.key), key=itemgetter(0))
-        most, contenders = step.starts, step.trials // _CONTENDED
+        most, contenders = step.starts, min(step.trials // _CONTENDED, _RECORDS - _STARTS)  # no others can be replayed
         chosen: list[Trial] = []
         starts: _Starts = []
         next_fastest: dict[str, Candidate] = {}
