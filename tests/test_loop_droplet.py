@@ -51,18 +51,19 @@ def fastest(trials):
 
 
 def test_it_starts_from_the_best_of_each_task(make_folder, run):
-    """A fifth of its trials go to the next fastest, timed beside the best; then it looks around."""
-    folder = make_folder(steps=[Ansor(max_trials=24, **SMALL), Droplet(trials=12)])
+    """Up to a fifth of its trials go to the next fastest, timed beside the best; then it looks around."""
+    folder = make_folder(steps=[Ansor(max_trials=60, **SMALL), Droplet(trials=12)])
     trials = run(folder)
     ansor, droplet = of_step(trials, 0), of_step(trials, 1)
-    assert folder.state.steps_done == 2
+    assert folder.state.steps_done == 2 and max(map(len, ansor.values())) >= 24
     for key in (key for key, found in ansor.items() if found):
         best, found = fastest(ansor[key]), droplet[key]
         assert 1 <= len(found) <= 12 and {trial.strategy for trial in found} == {"droplet"}
         ran = sorted((trial for trial in ansor[key] if trial.ok), key=lambda trial: trial.latency_s)
-        contenders, neighbour = found[:2], found[2]
-        assert [trial.key for trial in contenders] == [trial.key for trial in ran[1:3]]
-        assert {trial.rival for trial in found[:3]} == {best.key}
+        count = min(12 // 5, len(ran) // 12)
+        contenders, neighbour = found[:count], found[count]
+        assert [trial.key for trial in contenders] == [trial.key for trial in ran[1 : 1 + count]]
+        assert {trial.rival for trial in found[: count + 1]} == {best.key}
         assert neighbour.rival_latencies_s == best.latencies_s
         assert sum(a != b for a, b in zip(neighbour.decisions, best.decisions, strict=True)) == 1
         assert best.key not in {trial.key for trial in found}
@@ -94,7 +95,7 @@ class Drifting(FakeMeasurer):
 
 def test_a_machine_that_slows_down_hides_no_gain(make_folder, run):
     """Latencies of a descent are on the clock of its start, in the frame and in TVM's database too."""
-    folder = make_folder(steps=[Ansor(max_trials=8, **SMALL), Droplet(trials=12)])
+    folder = make_folder(steps=[Ansor(max_trials=60, **SMALL), Droplet(trials=12)])
     trials = run(folder, Drifting())
     shown = frames.trials(folder).set_index("trial")["latency_us"]
     in_database = [

@@ -35,7 +35,10 @@ __all__ = ["TUNERS", "Strategies", "template_space", "warm_records"]
 
 _RECORDS = 64  # earlier schedules of a task that a search starts from
 _STARTS = 8  # the fastest of them, of which a descent begins at the first that can be made again and has knobs
-_CONTENDED = 5  # one trial of so many of a descent goes to finding out which of the fastest records is the fastest
+# The next fastest records are timed beside the fastest before a descent: one for so many of its trials, and for so many
+# earlier ones: the fewer readings, the less luck is in the lowest, and the more there is to find nearby.
+_CONTENDED = 5
+_READINGS = 12
 
 # Schedules that a descent starts from, with latencies in seconds as far as they are known.
 _Starts = list[tuple[Candidate, float | None]]
@@ -176,7 +179,7 @@ class Strategies(dict[str, Strategy]):
         """
         found = [(trial.latency_s, trial) for trial in self._before() if trial.task_key == task.key]
         tuned = sorted(((s, trial) for s, trial in found if s is not None and trial.key != task.key), key=itemgetter(0))
-        most, contenders = step.starts, min(step.trials // _CONTENDED, _RECORDS - _STARTS)  # no others can be replayed
+        most, contenders = step.starts, min(step.trials // _CONTENDED, len(tuned) // _READINGS, _RECORDS - _STARTS)
         chosen: list[Trial] = []
         starts: _Starts = []
         next_fastest: dict[str, Candidate] = {}
