@@ -2,7 +2,7 @@
 
 import tempfile
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from common import save_model
@@ -90,7 +90,7 @@ def compare(ours: Candidate, theirs: Candidate, task: Task, target: Target) -> C
 def _in_process(ours: Candidate, theirs: Candidate, task: Task, target: Target) -> tuple[list[float], list[float]]:
     """Latencies in seconds; each of the two is the one that is timed first in half of the turns."""
     samples: tuple[list[float], list[float]] = ([], [])
-    options = Measure(repeats=_PAIRS, slow_factor=1e6)
+    options = Measure(repeats=_PAIRS, slow_factor=1e6, processes=1)
     with (
         tempfile.TemporaryDirectory(prefix="kernels-") as scratch,
         LocalMeasurer([task], target, options, Path(scratch)) as measurer,
@@ -98,7 +98,7 @@ def _in_process(ours: Candidate, theirs: Candidate, task: Task, target: Target) 
         list(measurer.measure_defaults([task.key]))
         for first, second in ((0, 1), (1, 0)):
             both = (ours, theirs)
-            (measured,) = measurer.measure([_beside(both[first], both[second])])
+            (measured,) = measurer.measure([beside(both[first], both[second])])
             if not measured.rival_latencies_s:
                 raise SystemExit(f"{task.info.name}: {measured.status} {measured.message}")
             samples[first].extend(measured.latencies_s)
@@ -106,5 +106,6 @@ def _in_process(ours: Candidate, theirs: Candidate, task: Task, target: Target) 
     return samples
 
 
-def _beside(candidate: Candidate, rival: Candidate) -> Any:
+def beside(candidate: Candidate, rival: Candidate) -> Candidate:
+    """A candidate that is timed in turns with a rival."""
     return Candidate(candidate.task_key, candidate.key, -1, (), candidate.payload, rival)

@@ -17,6 +17,8 @@ from tvmlab.measure.device import Device, _Rival
 from tvmlab.measure.local import LocalMeasurer
 from tvmlab.measure.rivals import RivalBuilds
 
+ALONE = {"cold_cache_bytes": 0, "processes": 1}
+
 
 def dividing(times):
     """The task's computation, slowed down by divisions that no compiler may leave out."""
@@ -30,7 +32,7 @@ SLOWER = dividing(4)
 
 @pytest.fixture(scope="module")
 def measurer(cpu, tmp_path_factory):
-    options = Measure(repeats=2, min_repeat_ms=0.2, run_timeout_s=2.0, build_workers=2)
+    options = Measure(repeats=2, min_repeat_ms=0.2, run_timeout_s=2.0, build_workers=2, processes=1)
     with LocalMeasurer([TASK], cpu, options, tmp_path_factory.mktemp("rivals")) as made:
         (default,) = made.measure_defaults([TASK.key])
         assert default.status is TrialStatus.OK, default.message
@@ -139,8 +141,8 @@ class Kernel:
 def test_who_begins_a_turn_alternates(ours, turns):
     log = []
     kernel, rival = Kernel("a", ours, log), _Rival("", Kernel("b", 3e-3, log), 3e-3)
-    options = {"repeats": 4, "min_repeat_ms": 4.0, "slow_factor": 4.0, "best_s": None, "cold_cache_bytes": 0}
-    found = Device("cpu")._take_turns(kernel, rival, SimpleNamespace(places=lambda device: [()]), ours, options)
+    options = {"repeats": 4, "min_repeat_ms": 4.0, "slow_factor": 4.0, "best_s": None, **ALONE}
+    found = Device("cpu")._take_turns(kernel, rival, SimpleNamespace(tensors=()), ours, options)
     assert "".join(log) == turns
     assert found == ([ours] * (len(turns) // 2), [3e-3] * (len(turns) // 2))
 
@@ -149,7 +151,7 @@ def test_who_begins_a_turn_alternates(ours, turns):
 def test_a_candidate_far_behind_its_rival_or_the_best_has_one_turn(seconds, best_s):
     log = []
     kernel, rival = Kernel("a", seconds, log), _Rival("", Kernel("b", 3e-3, log), 3e-3)
-    options = {"repeats": 5, "min_repeat_ms": 4.0, "slow_factor": 4.0, "best_s": best_s, "cold_cache_bytes": 0}
+    options = {"repeats": 5, "min_repeat_ms": 4.0, "slow_factor": 4.0, "best_s": best_s, **ALONE}
     device = Device("cpu")
     device._run_once = lambda kernel, tensors: kernel.seconds
     assert device._take_turns(kernel, rival, SimpleNamespace(tensors=()), seconds, options) == ([seconds], [3e-3])
@@ -159,40 +161,27 @@ def test_a_candidate_far_behind_its_rival_or_the_best_has_one_turn(seconds, best
 def test_an_interrupted_rival_does_not_lose_its_one_turn():
     """Seen on googlenet's dense layer: 866 us in that turn, not 66, and the descent moved to a kernel of 375 us."""
     kernel, rival = Kernel("a", 0.013, []), _Rival("", Kernel("b", 3e-3, []), 3e-3)
-    options = {"repeats": 5, "min_repeat_ms": 4.0, "slow_factor": 4.0, "best_s": 3e-3, "cold_cache_bytes": 0}
+    options = {"repeats": 5, "min_repeat_ms": 4.0, "slow_factor": 4.0, "best_s": 3e-3, **ALONE}
     device = Device("cpu")
-    task = SimpleNamespace(tensors=(), places=lambda device: [()])
+    task = SimpleNamespace(tensors=())
     for interrupted, pairs in ([0.04, 3e-3], 1), ([0.04, 0.04], 5):  # at its second reading too
         readings = iter([0.013, *interrupted])
         device._run_once = lambda kernel, tensors, readings=readings: next(readings)
         assert device._take_turns(kernel, rival, task, 0.013, options) == ([0.013] * pairs, [3e-3] * pairs)
 
 
-def test_turns_go_round_the_places_of_the_data_pair_by_pair():
-    places = [("here",), ("there",), ("elsewhere",)]
-    seen = []
-    device = Device("cpu")
-    device._samples = lambda kernel, task, number, repeats, options, place: seen.append((kernel, *place)) or [2e-3]
-    options = {"repeats": 8, "min_repeat_ms": 1.0, "slow_factor": 4.0, "best_s": None, "cold_cache_bytes": 0}
-    device._take_turns("a", _Rival("", "b", 2e-3), SimpleNamespace(places=lambda device: places), 2e-3, options)
-    assert seen[:4] == [("a", "here"), ("b", "here"), ("b", "here"), ("a", "here")]
-    ours = [place for kernel, place in seen if kernel == "a"]
-    assert ours == [*["here"] * 2, *["there"] * 2, *["elsewhere"] * 2, *["here"] * 2]
-
-
-def test_cold_weights_have_copies_of_their_own():
-    seen = []
-    device = Device("cpu")
-    device._samples = lambda kernel, task, number, repeats, options, place: seen.append(place) or [2e-3]
-    options = {"repeats": 4, "min_repeat_ms": 1.0, "slow_factor": 4.0, "best_s": None, "cold_cache_bytes": 1 << 20}
-    device._take_turns("a", _Rival("", "b", 2e-3), SimpleNamespace(tensors="the task's own"), 2e-3, options)
-    assert set(seen) == {"the task's own"}
+def test_of_turns_that_are_shared_the_first_process_takes_its_part():
+    log = []
+    kernel, rival = Kernel("a", 2e-3, log), _Rival("", Kernel("b", 3e-3, log), 3e-3)
+    options = {"repeats": 5, "min_repeat_ms": 4.0, "slow_factor": 4.0, "best_s": None, **ALONE, "processes": 4}
+    Device("cpu")._take_turns(kernel, rival, SimpleNamespace(tensors=()), 2e-3, options)
+    assert "".join(log) == "abba"
 
 
 def test_turns_of_slow_kernels_end_in_time():
     kernel, rival = Kernel("a", 0.5, []), _Rival("", Kernel("b", 0.6, []), 0.6)
-    options = {"repeats": 50, "min_repeat_ms": 4.0, "slow_factor": 4.0, "best_s": None, "cold_cache_bytes": 0}
-    ours, theirs = Device("cpu")._take_turns(kernel, rival, SimpleNamespace(places=lambda device: [()]), 0.5, options)
+    options = {"repeats": 50, "min_repeat_ms": 4.0, "slow_factor": 4.0, "best_s": None, **ALONE}
+    ours, theirs = Device("cpu")._take_turns(kernel, rival, SimpleNamespace(tensors=()), 0.5, options)
     assert len(ours) == len(theirs) == 3  # 3.3 s
 
 

@@ -72,8 +72,8 @@ def read_database(folder: Path, kind: str, fastest: int | None = None) -> Any:
     """TVM's database of a run, to read only: the run may go on, or may have been killed while it wrote.
 
     JSONDatabase refuses a file with half a line at its end, and creates files that are missing, so it reads a copy.
-    The records that refine.json sets aside are left out, and so are all but the `fastest` of each workload: TVM takes a
-    while to parse a trace. `kind` is the target kind.
+    The records that refine.json sets aside are left out, so is what was measured again later, and so are all but the
+    `fastest` of each workload: TVM takes a while to parse a trace. `kind` is the target kind.
     """
     meta_schedule = load_meta_schedule(kind)
     refined = folder / REFINE_FILE
@@ -84,10 +84,19 @@ def read_database(folder: Path, kind: str, fastest: int | None = None) -> Any:
             lines = source.read_bytes() if source.exists() else b""
             whole = lines[: lines.rfind(b"\n") + 1].splitlines(keepends=True)
             if name == DATABASE_FILES[-1]:
-                whole = [line for at, line in enumerate(whole) if at not in aside]
+                whole = latest_records([line for at, line in enumerate(whole) if at not in aside])
                 whole = whole if fastest is None else fastest_records(whole, fastest)
             (Path(copy) / name).write_bytes(b"".join(whole))
         return meta_schedule.database.JSONDatabase(work_dir=copy)
+
+
+def latest_records(records: list[bytes]) -> list[bytes]:
+    """Of the records of one schedule the last: what a search measures again it has reason to, see `core.standing`."""
+    last = {}
+    for at, line in enumerate(records):
+        workload, (trace, *_) = json.loads(line)
+        last[workload, json.dumps(trace)] = at
+    return [records[at] for at in sorted(last.values())]
 
 
 def fastest_records(records: list[bytes], most: int) -> list[bytes]:

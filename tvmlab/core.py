@@ -32,6 +32,7 @@ __all__ = [
     "TrialStatus",
     "TvmlabError",
     "on_one_clock",
+    "standing",
 ]
 
 
@@ -196,6 +197,15 @@ class Trial:
         if not self.reference_s:
             return self.latencies_s
         return on_one_clock(self.latencies_s, self.rival_latencies_s, self.reference_s)
+
+
+def standing(trials: Sequence[Trial]) -> list[Trial]:
+    """The trials whose reading stands, in order: where a step measured a program again, the later reading counts.
+
+    A descent does so with what looked faster than its incumbent: if that does not show, the first reading was luck.
+    """
+    last = {(trial.task_key, trial.step, trial.key): trial for trial in trials if trial.ok}
+    return [trial for trial in trials if not trial.ok or last[trial.task_key, trial.step, trial.key] is trial]
 
 
 def on_one_clock(latencies_s: Sequence[float], rival_latencies_s: Sequence[float], reference_s: float) -> list[float]:

@@ -134,7 +134,7 @@ def _named(frame: pd.DataFrame, folder: RunFolder) -> pd.DataFrame:
 def _events(folder: RunFolder, infos: Sequence[TaskInfo], by: str) -> tuple[pd.DataFrame, np.ndarray, np.ndarray]:
     """The run's trials of these tasks in order, each one's task number, and its task's best so far (us, inf:
     none)."""
-    events = trials(folder, columns=["task_key", "trial", "elapsed_s", "latency_us"])
+    events = _standing(trials(folder, columns=["task_key", "step", "key", "trial", "elapsed_s", "latency_us"]))
     numbers = {info.key: number for number, info in enumerate(infos)}
     of_category = np.array([numbers.get(key, -1) for key in events["task_key"].cat.categories], dtype=np.int64)
     task = of_category[events["task_key"].cat.codes] if len(events) else np.empty(0, np.int64)
@@ -146,6 +146,13 @@ def _events(folder: RunFolder, infos: Sequence[TaskInfo], by: str) -> tuple[pd.D
         at = np.flatnonzero(task == number)
         best[at] = np.minimum.accumulate(best[at])
     return events, task, best
+
+
+def _standing(events: pd.DataFrame) -> pd.DataFrame:
+    """Without the readings of what a step measured again (`tvmlab.core.standing`); the trials stay."""
+    later = events.dropna(subset="latency_us").duplicated(["task_key", "step", "key"], keep="last")
+    events.loc[later[later].index, "latency_us"] = np.nan
+    return events
 
 
 def _model_curve(folder: RunFolder, infos: Sequence[TaskInfo], by: str) -> pd.DataFrame:
@@ -206,7 +213,7 @@ def _tasks_of(folder: RunFolder) -> pd.DataFrame:
             "depend": representative_of(folder, infos),
         }
     )
-    measured = trials(folder, columns=["task_key", "trial", "latency_us", "status"])
+    measured = _standing(trials(folder, columns=["task_key", "step", "key", "trial", "latency_us", "status"]))
     measured["task_key"] = measured["task_key"].astype(object)
     measured["failed"] = measured.pop("status") != TrialStatus.OK
     valid = measured.dropna(subset="latency_us").sort_values("trial", kind="stable")

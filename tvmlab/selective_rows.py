@@ -17,7 +17,7 @@ from typing import Any
 
 import pandas as pd
 
-from tvmlab.core import InputError, Roofline, TaskInfo, Trial
+from tvmlab.core import InputError, Roofline, TaskInfo, Trial, standing
 from tvmlab.records import RunFolder
 from tvmlab.sources import SELECTIVE_FILE
 
@@ -116,7 +116,7 @@ def _names(folder: RunFolder) -> dict[str, str]:
 def _best_us(trials: Sequence[Trial], **wanted: Any) -> dict[str, float]:
     """The least latency of each task among the trials whose attributes are those wanted."""
     best: dict[str, float] = {}
-    for trial in trials:
+    for trial in standing(trials):
         if trial.latency_s is not None and all(getattr(trial, name) == value for name, value in wanted.items()):
             best[trial.task_key] = min(trial.latency_s * 1e6, best.get(trial.task_key, inf))
     return best

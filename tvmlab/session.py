@@ -202,16 +202,21 @@ class Session:
 
     def _remember(self, trial: Trial) -> None:
         self.history.append(trial)
-        latency = trial.latency_s
-        if latency is not None:
-            program = trial.task_key, trial.key
-            # Timed beside a rival it is on the clock of that one, which those timed beside it go on with.
-            self._program_s[program] = latency if trial.reference_s else self._program_s.get(program, latency)
-            if trial.trial == 0:
-                self._default_s[trial.task_key] = latency
-            else:
-                self._trial_s[trial.task_key] = min(latency, self._trial_s.get(trial.task_key, latency))
-            self._best_s[trial.task_key] = min(latency, self._best_s.get(trial.task_key, latency))
+        latency, key = trial.latency_s, trial.task_key
+        if latency is None:
+            return
+        before = self._program_s.get((key, trial.key), latency)
+        # Timed beside a rival it is on the clock of that one, which those timed beside it go on with.
+        self._program_s[key, trial.key] = latency if trial.reference_s else before
+        if trial.trial == 0:
+            self._default_s[key] = latency
+        elif before < self._program_s[key, trial.key]:  # measured again: the first reading was luck, if it was the best
+            programs = ((program, s) for (task, program), s in self._program_s.items() if task == key)
+            self._trial_s[key] = min(s for program, s in programs if program != key)
+        else:
+            self._trial_s[key] = min(latency, self._trial_s.get(key, latency))
+        known = (self._default_s.get(key), self._trial_s.get(key))
+        self._best_s[key] = min(s for s in known if s is not None)
 
     def measure_defaults(self, keys: Iterable[str] | None = None) -> dict[str, float | None]:
         """Latency in seconds of the tasks' unscheduled kernels, measured once a run; None where it failed.

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tvmlab.core import InputError, Packing, TaskInfo, Trial
+from tvmlab.core import InputError, Packing, TaskInfo, Trial, standing
 from tvmlab.earlier import attrs_of, readable
 from tvmlab.experiment import Experiment, TransferTuning
 from tvmlab.records import RunFolder
@@ -165,7 +165,7 @@ def _what_is_there(there: Sequence[RunFolder], runs_dir: Path) -> str:
 def origins(folder: RunFolder) -> list[Origin]:
     """The tuned kernels of a run, each with its fastest trial; the default schedules do not count."""
     best: dict[str, tuple[float, Trial]] = {}
-    for trial in folder.trials():
+    for trial in standing(list(folder.trials())):
         latency = trial.latency_s
         if trial.trial > 0 and latency is not None and latency < best.get(trial.task_key, (math.inf,))[0]:
             best[trial.task_key] = (latency, trial)

@@ -9,7 +9,7 @@ from operator import itemgetter
 from typing import Any
 
 from tvmlab.compat import read_database
-from tvmlab.core import Candidate, EnumeratedSpace, InputError, Strategy, Trial
+from tvmlab.core import Candidate, EnumeratedSpace, InputError, Strategy, Trial, standing
 from tvmlab.experiment import Ansor, AutoTVM, Droplet, LayoutTuning, TransferTuning
 from tvmlab.records import RunFolder
 from tvmlab.reuse import PAST
@@ -37,8 +37,8 @@ _RECORDS = 64  # earlier schedules of a task that a search starts from
 _STARTS = 8  # the fastest of them, of which a descent begins at the first that can be made again and has knobs
 # The next fastest records are timed beside the fastest before a descent: one for so many of its trials, and for so many
 # earlier ones: the fewer readings, the less luck is in the lowest, and the more there is to find nearby.
-_CONTENDED = 5
-_READINGS = 12
+_CONTENDED = 3
+_READINGS = 10
 
 # Schedules that a descent starts from, with latencies in seconds as far as they are known.
 _Starts = list[tuple[Candidate, float | None]]
@@ -64,7 +64,7 @@ class Strategies(dict[str, Strategy]):
         self._own = session.trials_of(number)
         self._runs = [_foreign_run(session, run) for run in step.warm_start]
         self._reuse = session.reuse if isinstance(step, Ansor | AutoTVM) and step.reuse else None
-        self._warm = [trial for run in self._runs for trial in run.trials()]
+        self._warm = [trial for run in self._runs for trial in standing(list(run.trials()))]
         self._earlier = _tuned(self._warm)
         self._spaces: dict[str, SketchSpace] = {}
         self._cost_model = CostModel(session.experiment.seed)
@@ -213,7 +213,7 @@ class Strategies(dict[str, Strategy]):
     def _before(self) -> list[Trial]:
         """The trials of earlier steps and of the runs to start from, the unscheduled kernels left out."""
         ours = [trial for trial in self._session.history if trial.step < self._number]
-        return [trial for trial in [*ours, *self._warm] if trial.trial > 0]
+        return [trial for trial in [*standing(ours), *self._warm] if trial.trial > 0]
 
     def _again(self, task: Task, sketches: SketchSpace, trial: Trial) -> Candidate | None:
         """The candidate of a recorded trial, from its trace in a database: there it is one of about its latency."""

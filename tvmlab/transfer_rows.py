@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from math import nan
 from typing import Any
 
-from tvmlab.core import Trial
+from tvmlab.core import Trial, standing
 from tvmlab.records import RunFolder
 from tvmlab.sources import TRANSFER_FILE, model_of
 
@@ -31,7 +31,7 @@ def transfer_rows(folder: RunFolder) -> Iterator[dict[str, Any]]:
     measured = {(trial.task_key, trial.key): trial for trial in trials}
     untuned = {trial.task_key: trial for trial in trials if trial.trial == 0}
     best: dict[str, Trial] = {}
-    for trial in trials:
+    for trial in standing(trials):
         if trial.latency_s is not None and _us(trial) < _us(best.get(trial.task_key), missing=float("inf")):
             best[trial.task_key] = trial
     classes = {info.key: info.kernel_class for info in folder.tasks}

@@ -12,7 +12,6 @@ import time
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import median
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,8 @@ from tvmlab.compat import hide_torch
 from tvmlab.core import Measurement, TrialStatus
 from tvmlab.measure.check import difference, make_input
 from tvmlab.measure.cold import ColdArguments
-from tvmlab.measure.process import serve
+from tvmlab.measure.process import end_with_parent_thread, serve
+from tvmlab.stats import turn_ratio
 
 _CACHE_BYTES = 3 << 30
 _EVICT = "cache_flush_cpu_non_first_arg"  # TVM's: flushes each cache line of the arguments, so from all cores' caches
@@ -30,16 +30,16 @@ _COLD_FACTOR = 4  # single calls scatter: so many more of them, of kernels that 
 _SLOW_DEFAULT_S = 0.05  # nobody needs to know such a kernel's latency well, and a layout step has a hundred of them
 _ONCE_S = 1.0  # a kernel slower than this is not run again
 _BEHIND = 0.1  # of the way from the best to `slow_factor`: a kernel slower than that gets a few repeats only
-_PLACES, _PLACE_BYTES = 4, 1 << 25  # copies of a task's arguments that turns go round, and how large they may be
-_TURNS_S = 4.0  # what all turns of a candidate and its rival may take
-_LEADER_FACTOR = 4  # so many more turns for a candidate that is ahead of its rival
+_WITNESS_BYTES = 1 << 29  # as _CACHE_BYTES, of a process that is one of several
+TURNS_S = 4.0  # what all turns of a candidate and its rival may take
+LEADER_FACTOR = 4  # so many more turns for a candidate that is ahead of its rival
 _CALL_S = 1e-4  # what calling a kernel from Python may cost beside running it
 
 
 class _Task:
     """A task's arguments on the device, which of them the kernel writes, and what it must write there."""
 
-    def __init__(self, key: str, arguments: list[tuple[list[int], str]], device: Any) -> None:
+    def __init__(self, key: str, arguments: Sequence[tuple[Sequence[int], str]], device: Any) -> None:
         import tvm
 
         host = [make_input(key, index, shape, dtype) for index, (shape, dtype) in enumerate(arguments)]
@@ -47,7 +47,6 @@ class _Task:
         self.bytes = sum(array.nbytes for array in host)
         self.host = host
         self.reference: dict[int, Any] = {}
-        self._copies: list[list[Any]] = []
 
     def find_outputs(self) -> None:
         """After the unscheduled kernel ran: the arguments it changed are its outputs, their values the reference."""
@@ -63,19 +62,6 @@ class _Task:
             filler = np.nan if reference.dtype.kind == "f" or reference.dtype.name == "bfloat16" else 1
             blank = np.full_like(reference, filler) if filler != 1 else ~reference
             self.tensors[index].copyfrom(blank)
-
-    def places(self, device: Any) -> list[list[Any]]:
-        """The arguments, and copies of them elsewhere in memory.
-
-        Which of two kernels is faster may depend on the pages that their tensors got (docs/benchmarks.md): a pair is
-        compared in more places than one.
-        """
-        import tvm
-
-        if not self._copies and self.bytes <= _PLACE_BYTES:
-            self._copies = [[tvm.runtime.tensor(array, device) for array in self.host] for _ in range(_PLACES - 1)]
-            self.bytes *= _PLACES
-        return [self.tensors, *self._copies]
 
     def restore(self) -> None:
         """Write the inputs again: a wrong kernel may have written into them."""
@@ -182,6 +168,32 @@ class Device:
             return Measurement(TrialStatus.OK, tuple(ours), rival_latencies_s=tuple(theirs))
         return Measurement(TrialStatus.OK, tuple(self._time(kernel, task, elapsed, options)))
 
+    def do_turns(
+        self,
+        key: str,
+        arguments: Sequence[tuple[Sequence[int], str]],
+        library: str,
+        rival: str,
+        turns: range,
+        number: int,
+        is_witness: bool,
+    ) -> Measurement:
+        """So many turns of a candidate and its rival, `number` calls each; both were checked where they ran first.
+
+        Only a witness takes up a task for that: it has no reference to check anything by.
+        """
+        if is_witness and key not in self._tasks:
+            self._tasks[key] = _Task(key, arguments, self._device)
+            self._evict(_WITNESS_BYTES)
+        task, kernel = self._tasks[key], self._load(library)
+        other = self._rivals.get(key)
+        if other is None or other.library != rival:
+            other = self._rivals[key] = _Rival(rival, self._load(rival), 0.0)
+        for each in (kernel, other.kernel):
+            self._run_once(each, task.tensors)
+        ours, theirs = self._turns(kernel, other.kernel, task, number, turns, {"cold_cache_bytes": 0})
+        return Measurement(TrialStatus.OK, tuple(ours), rival_latencies_s=tuple(theirs))
+
     def _load(self, library: str) -> Any:
         import tvm
 
@@ -221,10 +233,10 @@ class Device:
         single_s = self._single(kernel, task, first_s, options)
         if single_s > _limit_s(options):
             return [single_s]
-        number, repeats = _loops(single_s, options)
+        number, repeats = loops(single_s, options)
         few = repeats if options["best_s"] is None else max(2, repeats // 4)
         found = self._samples(kernel, task, number, few, options)
-        if few < repeats and min(found) <= (1 + _BEHIND * (options["slow_factor"] - 1)) * options["best_s"]:
+        if few < repeats and not is_behind([min(found)], [options["best_s"]], options):
             found += self._samples(kernel, task, number, repeats - few, options)
         return found
 
@@ -234,25 +246,34 @@ class Device:
         """Latencies of a candidate and of its rival, seconds, a pair a turn; who begins alternates (a b, b a, ...).
 
         After the repeats, a candidate that leads gets three times as many more, for a paired test to decide by. One
-        far behind has a single turn, unless the rival is slower in that: then one of the two was interrupted.
+        far behind has a single turn, unless the rival is slower in that: then one of the two was interrupted. Where
+        turns are shared with other processes (`tvmlab.measure.witnesses`), only this one's part of the repeats.
         """
         single_s = self._single(kernel, task, first_s, options)
         if single_s > min(_limit_s(options), options["slow_factor"] * rival.single_s + _CALL_S):
             theirs_s = self._single(rival.kernel, task, self._run_once(rival.kernel, task.tensors), options)
             if single_s > theirs_s:
                 return [single_s], [theirs_s]
-        number, repeats = _loops(min(single_s, rival.single_s), options)
-        warm_cpu = self._kind == "cpu" and not options["cold_cache_bytes"]  # cold weights have copies of their own
-        places = task.places(self._device) if warm_cpu else [task.tensors]
-        affordable = max(1, int(_TURNS_S / (number * (single_s + rival.single_s))))
+        number, repeats = loops(min(single_s, rival.single_s), options)
+        affordable = max(1, int(TURNS_S / (number * (single_s + rival.single_s))))
+        if options["processes"] > 1:
+            turns = range(min(affordable, math.ceil(repeats / options["processes"])))
+            return self._turns(kernel, rival.kernel, task, number, turns, options)
+        found = self._turns(kernel, rival.kernel, task, number, range(min(repeats, affordable)), options)
+        if turn_ratio(*found) < 1:
+            turns = range(repeats, min(LEADER_FACTOR * repeats, affordable))
+            more = self._turns(kernel, rival.kernel, task, number, turns, options)
+            found = found[0] + more[0], found[1] + more[1]
+        return found
+
+    def _turns(
+        self, kernel: Any, rival: Any, task: _Task, number: int, turns: range, options: dict[str, Any]
+    ) -> tuple[list[float], list[float]]:
+        """A pair a turn, seconds a call; in even ones the candidate begins."""
         found: tuple[list[float], list[float]] = ([], [])
-        for turns in (repeats, _LEADER_FACTOR * repeats):
-            for turn in range(len(found[0]), min(turns, affordable)):
-                for who in (0, 1) if turn % 2 == 0 else (1, 0):
-                    place = places[turn // 2 % len(places)]
-                    found[who].extend(self._samples((kernel, rival.kernel)[who], task, number, 1, options, place))
-            if median(found[0]) >= median(found[1]):
-                break
+        for turn in turns:
+            for who in (0, 1) if turn % 2 == 0 else (1, 0):
+                found[who].extend(self._samples((kernel, rival)[who], task, number, 1, options))
         return found
 
     def _samples(
@@ -262,17 +283,12 @@ class Device:
         number: int,
         repeats: int,
         options: dict[str, Any],
-        tensors: Sequence[Any] | None = None,
     ) -> list[float]:
-        """So many repeats of `number` calls each, seconds a call; of single calls with cold weights, if asked for.
-
-        `tensors` are other arguments than the task's own.
-        """
-        tensors = task.tensors if tensors is None else tensors
+        """So many repeats of `number` calls each, seconds a call; of single calls with cold weights, if asked for."""
         if not options["cold_cache_bytes"]:
-            return self._timed(kernel, tensors, number, repeats)
+            return self._timed(kernel, task.tensors, number, repeats)
         if task.cold.weight_bytes <= _FLUSH_BYTES:
-            return self._timed(kernel, tensors, 1, repeats, _EVICT)
+            return self._timed(kernel, task.tensors, 1, repeats, _EVICT)
         task.bytes += task.cold.copy(options["cold_cache_bytes"], self._device)
         self._evict()
         return [self._run_once(kernel, task.cold.turn()) for _ in range(repeats)]
@@ -281,8 +297,8 @@ class Device:
         timer = kernel.time_evaluator("main", self._device, number=number, repeat=repeats, f_preproc=before)
         return [float(value) for value in timer(*tensors).results]
 
-    def _evict(self) -> None:
-        while len(self._tasks) > 1 and sum(task.bytes for task in self._tasks.values()) > _CACHE_BYTES:
+    def _evict(self, most: int = _CACHE_BYTES) -> None:
+        while len(self._tasks) > 1 and sum(task.bytes for task in self._tasks.values()) > most:
             self._tasks.popitem(last=False)
 
 
@@ -292,7 +308,12 @@ def _limit_s(options: dict[str, Any]) -> float:
     return _ONCE_S if best_s is None else min(_ONCE_S, options["slow_factor"] * best_s + _CALL_S)
 
 
-def _loops(single_s: float, options: dict[str, Any]) -> tuple[int, int]:
+def is_behind(ours: Sequence[float], theirs: Sequence[float], options: dict[str, Any]) -> bool:
+    """Whether a candidate is so far behind that it need not be timed again (1.3 times for a `slow_factor` of 4)."""
+    return turn_ratio(ours, theirs) > 1 + _BEHIND * (options["slow_factor"] - 1)
+
+
+def loops(single_s: float, options: dict[str, Any]) -> tuple[int, int]:
     """How many calls a repeat has, and how many repeats there are."""
     number = max(1, math.ceil(options["min_repeat_ms"] / 1e3 / max(single_s, 1e-8)))
     if options["cold_cache_bytes"]:  # only a single call is cold, so a short kernel is repeated instead of looped
@@ -301,7 +322,8 @@ def _loops(single_s: float, options: dict[str, Any]) -> tuple[int, int]:
 
 
 def main(device: str, file_descriptor: int) -> None:
-    """Serve until the parent is gone."""
+    """Serve until the parent is gone, or the thread that started this: it may be frozen then."""
+    end_with_parent_thread()
     serve(file_descriptor, Device(device).answer)
 
 

@@ -10,21 +10,22 @@ import time
 from collections.abc import Generator, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from tvmlab.core import Candidate, Measurement, TrialStatus
 from tvmlab.experiment import Measure
 from tvmlab.measure.builder import Build, BuilderPool, discard, remove_build
-from tvmlab.measure.process import WorkerDied, WorkerProcess, WorkerTimeout
+from tvmlab.measure.process import START_S, WorkerDied, WorkerProcess, WorkerTimeout
 from tvmlab.measure.rivals import RivalBuilds
 from tvmlab.measure.watch import NoWatch, Watch
+from tvmlab.measure.witnesses import Case, Witnesses
 from tvmlab.targets import Target
 from tvmlab.tasks import Task, arguments, default_gpu_schedule
 
 __all__ = ["LocalMeasurer"]
 
-_START_S = 120.0
 _SCRATCH = "scratch-"
 _USUAL_CACHE_BYTES = 32 << 20
 _DEFAULT_TIMEOUT_FACTOR = 15  # an unscheduled kernel is up to this much slower than a user expects of a candidate
@@ -64,8 +65,10 @@ class LocalMeasurer:
         self._rivals = RivalBuilds(lambda rival: self._builders.submit(_to_json(rival.payload.mod)), at_once)
         # By task: the path of the rival that was loaded, by which start of the device's process, and why not.
         self._loaded_rivals: dict[str, tuple[str, int, str]] = {}
-        self._device = WorkerProcess("tvmlab.measure.device", [target.device], log, environment)
-        self._device.start()
+        start = partial(_started, target.device, log, environment)
+        self._device = start()
+        others = 0 if target.kind == "cuda" or is_cold else options.processes - 1
+        self._witnesses = Witnesses(others, start)
         self._closing = threading.Event()
         self._turn = ThreadPoolExecutor(1, thread_name_prefix="device")
         self._watch = self._open_watch(folder / "device.jsonl")
@@ -85,7 +88,7 @@ class LocalMeasurer:
     @property
     def pids(self) -> list[int]:
         """Process ids of the living workers."""
-        return [*self._builders.pids, *([self._device.pid] if self._device.pid else [])]
+        return [*self._builders.pids, *([self._device.pid] if self._device.pid else []), *self._witnesses.pids]
 
     def measure_defaults(self, task_keys: Sequence[str]) -> Generator[Measurement]:
         """Measure the unscheduled kernels (on a GPU: TVM's default schedule), in order; builds start at once."""
@@ -196,7 +199,11 @@ class LocalMeasurer:
         if failed is not None:
             return failed
         beside = rival.path if rival and not refused else ""
-        found = self._request(("measure", key, path, self._timing(key), beside), self._options.run_timeout_s)
+        timing, timeout_s = self._timing(key), self._options.run_timeout_s
+        found = self._request(("measure", key, path, timing, beside), timeout_s)
+        if found.rival_latencies_s:
+            case = Case(key, arguments(self._tasks[key].module), path, beside, timing, timeout_s)
+            found = self._witnesses.hear(self._device, case, found)
         if refused and found.status is TrialStatus.OK:
             return replace(found, message=f"measured without its rival: {refused}")
         return found
@@ -227,7 +234,7 @@ class LocalMeasurer:
         if self._device.pid is None:
             return False
         try:
-            return bool(self._device.request(("has", key), _START_S))
+            return bool(self._device.request(("has", key), START_S))
         except (WorkerDied, WorkerTimeout):
             return False
 
@@ -270,6 +277,7 @@ class LocalMeasurer:
             "slow_factor": options.slow_factor,
             "check": options.check,
             "cold_cache_bytes": self._cold_cache_bytes,
+            "processes": len(self._witnesses) + 1,
             "best_s": self._best_s.get(key),
         }
 
@@ -278,7 +286,7 @@ class LocalMeasurer:
             return Measurement(TrialStatus.CRASHED, message="the measurer was closed")
         try:
             if self._device.pid is None:
-                self._device.request(("ping",), _START_S)
+                self._device.request(("ping",), START_S)
             found = self._device.request(message, timeout_s)
             if found.status is TrialStatus.CRASHED:  # it lives, but its context on the GPU is lost
                 self._device.kill()
@@ -297,10 +305,17 @@ class LocalMeasurer:
         self._closing.set()
         self._turn.shutdown(wait=False, cancel_futures=True)
         self._builders.close()
+        self._witnesses.close()
         self._device.kill()
         self._turn.shutdown(wait=True)
         self._device.kill()  # if the thread was just about to start it again
         self._scratch.cleanup()
+
+
+def _started(device: str, log: Path, environment: dict[str, str]) -> WorkerProcess:
+    worker = WorkerProcess("tvmlab.measure.device", [device], log, environment)
+    worker.start()
+    return worker
 
 
 def _to_json(module: Any) -> str:

@@ -17,9 +17,10 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import IO, Any
 
-__all__ = ["WorkerDied", "WorkerProcess", "WorkerTimeout", "end_with_parent_thread", "serve"]
+__all__ = ["START_S", "WorkerDied", "WorkerProcess", "WorkerTimeout", "end_with_parent_thread", "serve"]
 
 
+START_S = 120.0  # what a worker may take until it answers at all: importing TVM takes a second on a quiet machine
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
