@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from tvmlab.core import Candidate, Trial, TrialStatus
-from tvmlab.search.droplet import Droplet, DropletTuner
+from tvmlab.search.droplet import Droplet
+from tvmlab.search.droplet_tuner import DropletTuner
 from tvmlab.search.walkable import Numbered
 from tvmlab.spaces.knobs import Choice, Index, Tile
 from tvmlab.testing import RecordedSpace, TunerContract, spend

@@ -16,7 +16,7 @@ from tvmlab.reuse import PAST
 from tvmlab.search.annealing import Annealing
 from tvmlab.search.costmodel import CostModel
 from tvmlab.search.droplet import Droplet as Descent
-from tvmlab.search.droplet import DropletTuner
+from tvmlab.search.droplet_tuner import DropletTuner
 from tvmlab.search.evolution import Evolution
 from tvmlab.search.fallback import Fallback
 from tvmlab.search.genetic import Genetic
@@ -39,6 +39,7 @@ _STARTS = 8  # the fastest of them, of which a descent begins at the first that 
 # earlier ones: the fewer readings, the less luck is in the lowest, and the more there is to find nearby.
 _CONTENDED = 3
 _READINGS = 10
+_BORN, _ANCESTORS = 0.4, 6  # of a descent's trials are children, one for so many earlier trials of the task at most
 
 # Schedules that a descent starts from, with latencies in seconds as far as they are known.
 _Starts = list[tuple[Candidate, float | None]]
@@ -164,6 +165,7 @@ class Strategies(dict[str, Strategy]):
             seed=self._session.experiment.seed,
             latency_s=latency_s,
             contenders=contenders,
+            offspring=min(int(step.trials * _BORN), len(before) // _ANCESTORS),
             others=starts[1:],
             known=self._own.get(task.key, ()),
             earlier=[trial for trial in before if not isinstance(space, Numbered) or space.holds(trial.decisions)],

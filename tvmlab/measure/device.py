@@ -185,6 +185,7 @@ class Device:
         if is_witness and key not in self._tasks:
             self._tasks[key] = _Task(key, arguments, self._device)
             self._evict(_WITNESS_BYTES)
+        self._tasks.move_to_end(key)
         task, kernel = self._tasks[key], self._load(library)
         other = self._rivals.get(key)
         if other is None or other.library != rival:

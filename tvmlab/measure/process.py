@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import IO, Any
@@ -94,13 +95,17 @@ class WorkerProcess:
 
     def pause(self) -> None:
         """Freeze the process: an idle thread pool spins for a while, and would take the cores from whom is measured."""
-        if self.pid is not None:
-            os.killpg(self.pid, signal.SIGSTOP)
+        self._signal(signal.SIGSTOP)
 
     def proceed(self) -> None:
         """Let a paused process go on."""
-        if self.pid is not None:
-            os.killpg(self.pid, signal.SIGCONT)
+        self._signal(signal.SIGCONT)
+
+    def _signal(self, number: signal.Signals) -> None:
+        pid = self.pid
+        if pid is not None:
+            with suppress(ProcessLookupError):  # it died this moment
+                os.killpg(pid, number)
 
     def kill(self) -> None:
         """End the process and everything it started."""

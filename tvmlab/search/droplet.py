@@ -5,14 +5,15 @@ of a point along every coordinate, move to the best, stop where none is better, 
 along the way downhill; "Explore as a Storm, Exploit as a Raindrop" (2024): begin where a short search of another kind
 ended. Different here: every neighbour is timed in turns with the point it would replace, and a move takes a paired
 test, corrected for the number of neighbours it is the best of. And before a descent ends, some points two steps away
-are tried: knobs are coupled, by the registers of a tile say, and then no single one can change. If it is given other
-starts, it then walks downhill from those too (tvmlab.search.scout), everything timed beside the incumbent.
+are tried: knobs are coupled, by the registers of a tile say, and then no single one can change. So are children of the
+fastest points known (tvmlab.search.offspring), and, if it is given other starts, what is downhill from those
+(tvmlab.search.scout): everything is timed beside the incumbent.
 """
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import chain, combinations
 from statistics import median
@@ -21,14 +22,14 @@ from typing import Any
 import numpy as np
 
 from tvmlab.core import Candidate, Trial
+from tvmlab.search.offspring import Offspring
 from tvmlab.search.outlook import Outlook
 from tvmlab.search.scout import Scout, Start, name_of
-from tvmlab.search.tuner import Tuner
 from tvmlab.search.walkable import Walkable
-from tvmlab.spaces.knobs import Direction, Index, directions, stepped
+from tvmlab.spaces.knobs import Direction, directions, stepped
 from tvmlab.stats import faster
 
-__all__ = ["Droplet", "DropletTuner"]
+__all__ = ["Droplet"]
 
 _PROMISING = 6  # directions that are followed two steps
 _RIM = 32  # pairs of steps tried before a descent ends
@@ -44,7 +45,8 @@ class Droplet:
 
     It begins at `start` (None: there is no valid point), whose latency in seconds is `latency_s`; without one it is
     measured first. `contenders` are the next fastest, timed in turns with it before anything else: the fastest of many
-    readings is often a lucky one, and the descent begins where the faster schedule is. `others` are schedules in other
+    readings is often a lucky one, and the descent begins where the faster schedule is. `offspring` is how many children
+    of the fastest points are tried once no neighbour is left that looks promising. `others` are schedules in other
     valleys, with their latencies, that are walked down from before it ends. `known` are the trials of the same descent
     before it was interrupted, `earlier` those of other searches: a model of the knobs learns them, and says which
     neighbours are measured first, and which last, because it expects them to be far slower: after all other starts, but
@@ -69,6 +71,7 @@ class Droplet:
         seed: int = 0,
         latency_s: float | None = None,
         contenders: Sequence[Candidate] = (),
+        offspring: int = 0,
         others: Sequence[tuple[Candidate, float | None]] = (),
         known: Sequence[Trial] = (),
         earlier: Sequence[Trial] = (),
@@ -76,7 +79,11 @@ class Droplet:
         self._space = space
         self._p_value = p_value
         self._bases = [*filter(None, [start]), *contenders, *(other for other, _ in others)]
-        self._outlook = Outlook([(base, space.knobs(base)) for base in self._bases], seed)
+        bases = [(base, space.knobs(base)) for base in self._bases]
+        self._outlook = Outlook(bases, seed)
+        self._offspring = Offspring(bases, self._outlook, [seed, zlib.crc32(space.task_key.encode()), len(known)])
+        # Of an interrupted descent those that are left, if all its trials but the contenders were children.
+        self._unborn = offspring - max(0, len(known) - len(contenders))
         self._scout = Scout([Start(other, space.knobs(other), found_s) for other, found_s in others], self._outlook)
         self._scouted: set[str] = set()  # keys of what the scout proposed
         self._knobs = space.knobs(start) if start is not None else ()
@@ -103,6 +110,7 @@ class Droplet:
                 self._scores[start.key] = latency_s
             for trial in earlier:
                 self._outlook.learn(trial, trial.latency_s)
+                self._offspring.tell(trial)
             self._stand_on(start)
             self._resume(start, known)
 
@@ -115,8 +123,8 @@ class Droplet:
             if len(found) == count:
                 return found
         # Nothing promising of this neighbourhood is left. Until all is told, go on where it looks like going down.
-        ahead = self._speculation() if self._under_way else self._rim()
-        for candidate, ways in chain(ahead, self._elsewhere(), self._leftovers()):
+        near, rim = (self._speculation(), ()) if self._under_way else ((), self._rim())
+        for candidate, ways in chain(near, self._children(), rim, self._elsewhere(), self._leftovers()):
             self._under_way[candidate.key] = ways
             found.append(candidate)
             if len(found) == count:
@@ -189,6 +197,17 @@ class Droplet:
         fast = [way for way in self._by_latency() if self._here[way] < 1][:_PROMISING]
         for ways in [(way, way) for way in fast] + list(combinations(fast, 2)):
             yield from self._step(ways)
+
+    def _children(self) -> Iterator[Proposal]:
+        """What the models of the knobs expect most of, among the children of the fastest points known."""
+        if self._unborn <= 0 or self._contending & self._under_way.keys():
+            return
+        for base, decisions in self._offspring.born(self._tried):
+            for candidate, ways in self._vary(base, decisions, ()):
+                self._unborn -= 1
+                yield candidate, ways
+                if self._unborn <= 0:
+                    return
 
     def _rim(self) -> Iterator[Proposal]:
         """Two steps, before the descent ends here: in the least bad directions, and where one step is not valid."""
@@ -278,6 +297,7 @@ class Droplet:
         elif self._incumbent is not None and self._incumbent.key in self._scores:
             ratio = latency / self._scores[self._incumbent.key]
         self._scores[trial.key] = latency
+        self._offspring.tell(trial)
         self._outlook.learn(trial, latency)
         if ratio is not None and len(ways) == 1:
             self._trends[ways[0]] = ratio
@@ -357,24 +377,6 @@ class Droplet:
         base = next((base for base in self._bases if base.sketch == trial.sketch), None)
         found = self._space.vary(base, trial.decisions) if base is not None else None
         return found if found is not None and found.key == trial.key else None
-
-
-class DropletTuner(Tuner):
-    """Coordinate descent as a tuner of templates: it never ends before the space does.
-
-    It asks for the neighbours of the fastest point measured; where none is left for those of the second fastest, and so
-    on, so that a local minimum is left by the lowest pass. Latencies are compared by their medians.
-    """
-
-    name = "droplet"
-
-    def _propose(self, count: int) -> Iterable[int]:
-        axis = Index(self._space.radices)
-        for index in self._ranked():
-            for way in axis.directions(index):
-                neighbour = axis.step(index, way)
-                if neighbour is not None:
-                    yield neighbour
 
 
 def _ratio(trial: Trial) -> float | None:
