@@ -130,7 +130,12 @@ def process_ratios(frame: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     """
     pairs = list(frame.groupby(["kernel", "pair"], sort=False))
     ax = ax if ax is not None else new_axes(2.0 + 0.75 * len(pairs), 3.8)
-    names = [f"{part['kernel'].iloc[0]}\n{part['pair'].iloc[0] + 1}. beside 1." for _, part in pairs]
+    ranks = [part["pair"].iloc[0] + 1 for _, part in pairs]
+    names = [{2: "2nd", 3: "3rd"}.get(rank, f"{rank}th") for rank in ranks]
+    kernels = [part["kernel"].iloc[0] for _, part in pairs]
+    for kernel in dict.fromkeys(kernels):
+        middle = kernels.index(kernel) + (kernels.count(kernel) - 1) // 2
+        names[middle] += f"\n{kernel}"
     ways = sorted(frame["processes"].unique())
     for place, (_, part) in enumerate(pairs):
         for side, way in enumerate(ways):
@@ -139,8 +144,9 @@ def process_ratios(frame: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
             label = f"in {way} process{'es' if way > 1 else ''}" if place == 0 else None
             ax.plot(beside, ratios, "o", color=COLORS[1 - side % 2], ms=4, mec="#ffffff", mew=0.4, label=label)
     ax.axhline(1, color=GREY, lw=1.0)
-    ax.set_xticks(range(len(pairs)), names, fontsize=7)
-    ax.set_ylabel("latency, of the fastest record's")
+    ax.set_xticks(range(len(pairs)), names, fontsize=8)
+    ax.set_xlabel("record, as its search ranked it")
+    ax.set_ylabel("latency, over the 1st record's")
     ax.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=len(ways), borderaxespad=0.2)
     tidy(ax, "y")
     return ax
