@@ -59,11 +59,16 @@ def task_of(model: str, target: Target) -> Task:
     return max(extract(load_model(model), target), key=lambda task: task.info.flops)
 
 
+def fastest_of(run: RunFolder, task: Task, target: Target, most: int) -> list[Candidate]:
+    """The fastest schedules in a run's database, the fastest first."""
+    space = SketchSpace(task.key, task.module, target.to_tvm())
+    records = warm_records(read_database(run.path, target.kind), task, most)
+    return [found for trace, _ in records if (found := space.replay(trace))]
+
+
 def best_of(run: RunFolder, task: Task, target: Target) -> Candidate:
     """What a user gets of a run: the fastest schedule in its database."""
-    space = SketchSpace(task.key, task.module, target.to_tvm())
-    found = space.replay(warm_records(read_database(run.path, target.kind), task)[0][0])
-    assert found is not None
+    (found,) = fastest_of(run, task, target, 1)
     return found
 
 

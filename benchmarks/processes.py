@@ -18,32 +18,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import kept, report
-from kernels import KERNELS, beside, model_of, task_of
+from common import kept, report, tune_tvmlab
+from kernels import KERNELS, beside, fastest_of, model_of, task_of
 
-import tvmlab
-from tvmlab.compat import read_database
 from tvmlab.core import Candidate
-from tvmlab.experiment import Ansor, Experiment, Measure
+from tvmlab.experiment import Measure
 from tvmlab.measure.local import LocalMeasurer
-from tvmlab.spaces.sketch import SketchSpace
 from tvmlab.stats import turn_ratio
-from tvmlab.strategies import warm_records
 from tvmlab.targets import target
 from tvmlab.tasks import Task
 
 GOAL = 1.0
 WAYS = (1, 4)
-
-
-def fastest(model: str, task: Task, trials: int, most: int, folder: Path) -> list[Candidate]:
-    """The fastest schedules of a search."""
-    cpu = target("cpu")
-    step = Ansor(max_trials=trials, trials_per_kernel=trials, early_stopping_threshold=100_000)
-    run = tvmlab.tune(Experiment(model=model, target="cpu", steps=(step,)).afresh(), folder / "runs").wait()
-    space = SketchSpace(task.key, task.module, cpu.to_tvm())
-    records = warm_records(read_database(run.folder.path, cpu.kind), task, most)
-    return [made for trace, _ in records if (made := space.replay(trace))]
 
 
 def ratios(found: list[Candidate], task: Task, processes: int, folder: Path) -> list[float]:
@@ -59,7 +45,8 @@ def row_of(name: str, trials: int, pairs: int, times: int, folder: Path) -> dict
     """One kernel."""
     model = model_of(name, folder)
     task = task_of(model, target("cpu"))
-    found = fastest(model, task, trials, pairs + 1, folder)
+    run, _ = tune_tvmlab(model, trials, 0, folder / "runs")
+    found = fastest_of(run.folder, task, target("cpu"), pairs + 1)
     timed = [[ratios(found, task, processes, folder) for processes in WAYS] for _ in range(times)]
     return {
         way: np.round([each[number] for each in timed], 4).tolist() for number, way in enumerate(("alone", "shared"))

@@ -10,23 +10,11 @@ import pytest
 
 from tvmlab.core import Candidate, Trial, TrialStatus
 from tvmlab.search.droplet import Droplet
-from tvmlab.search.droplet_tuner import DropletTuner
 from tvmlab.search.walkable import Numbered
 from tvmlab.spaces.knobs import Choice, Index, Tile
-from tvmlab.testing import RecordedSpace, TunerContract, spend
+from tvmlab.testing import RecordedSpace
 
 TABLE = Path(__file__).parent.parent / "data" / "recorded_spaces" / "conv3x3_64x28.json"
-
-
-class TestDropletTuner(TunerContract):
-    guided = True
-    share = 0.9  # it looks at one point's neighbours at a time
-
-    def make(self, space, seed=0, known=(), earlier=()):
-        return DropletTuner(space, seed=seed, known=known, earlier=earlier)
-
-    def table(self):
-        return RecordedSpace.load(TABLE)
 
 
 class Tiled:
@@ -392,10 +380,3 @@ def test_two_knobs_that_only_change_together_are_no_end():
     trials = descend(droplet, space.measure)
     assert droplet.incumbent.decisions == [15] and droplet.moves == 3
     assert len(trials) <= 10
-
-
-def test_the_tuner_takes_the_neighbours_of_the_fastest_first():
-    space = RecordedSpace({"a": range(20), "b": range(20)}, lambda index: 1e-3 + 1e-5 * index, starts=[210])
-    strategy = DropletTuner(space, seed=0)
-    spend(strategy, 1, space.measure)
-    assert sorted(candidate.decisions[0] for candidate in strategy.ask(4)) == [190, 209, 211, 230]

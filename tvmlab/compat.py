@@ -12,6 +12,8 @@ from statistics import median
 from types import ModuleType
 from typing import Any
 
+import orjson
+
 __all__ = [
     "DATABASE_FILES",
     "REFINE_FILE",
@@ -94,8 +96,8 @@ def latest_records(records: list[bytes]) -> list[bytes]:
     """Of the records of one schedule the last: what a search measures again it has reason to, see `core.standing`."""
     last = {}
     for at, line in enumerate(records):
-        workload, (trace, *_) = json.loads(line)
-        last[workload, json.dumps(trace)] = at
+        workload, (trace, *_) = orjson.loads(line)
+        last[workload, orjson.dumps(trace)] = at
     return [records[at] for at in sorted(last.values())]
 
 
@@ -103,7 +105,7 @@ def fastest_records(records: list[bytes], most: int) -> list[bytes]:
     """The fastest records of each workload; a line of the file is [workload, [trace, seconds, ...]]."""
     ranked: dict[int, list[tuple[float, int]]] = {}
     for at, line in enumerate(records):
-        workload, (_, seconds, *_) = json.loads(line)
+        workload, (_, seconds, *_) = orjson.loads(line)
         if seconds:
             ranked.setdefault(workload, []).append((median(seconds), at))
     kept = {at for found in ranked.values() for _, at in sorted(found)[:most]}

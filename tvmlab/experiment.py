@@ -73,8 +73,8 @@ class Measure(Options):
     )
     processes: int = knob(
         4,
-        "A candidate is timed in turns with its rival in so many processes: which is faster depends on the addresses "
-        "that a process got; CPU only, and not with cold weights",
+        "A candidate is timed in turns with its rival in so many processes: which is faster depends on the process; "
+        "CPU only, and not with cold weights",
         unit="processes",
         ge=1,
         le=16,

@@ -1,9 +1,9 @@
 """Other processes in which a candidate is timed beside its rival, since which of the two is faster depends on that.
 
-With the addresses that a process happens to get a kernel gets its speed, as long as the process lives: one schedule
-of a convolution of GoogLeNet takes 360 us in most processes and 308 us in the others, and forked children, which
-share their parent's addresses, its speed (docs/decisions/0008-droplet.md; why was not found out). A pair that is
-timed in one process alone says as much of its addresses as of the schedules, however often it is timed.
+One schedule of a convolution of GoogLeNet takes 360 us in most processes and 308 us in the others, as long as each
+lives; probably by the addresses that they happen to get (docs/decisions/0008-droplet.md; the cause was not found
+out). A pair that is timed in one process alone says as much of the process as of the schedules, however often it is
+timed.
 """
 
 from __future__ import annotations

@@ -2,10 +2,10 @@
 
 A single step from a fast schedule is seldom a gain once a search has been there, and what a longer search ends with
 lies several knobs away: of the tile of a convolution's rows a factor moves inwards, and of that of its channels one
-outwards, say, and neither alone is a gain. So children take each knob over from one of two fast points (uniform
-crossover; Syswerda, "Uniform Crossover in Genetic Algorithms", ICGA 1989) and go some steps from there, for some
-generations, and a model chooses which are worth a build: the evolution of Ansor (OSDI 2020, section 5.1), in any space
-with knobs to take steps along.
+outwards, say, and together they gain far more than one of them does. So children take each knob over from one of two
+fast points (uniform crossover; Syswerda, "Uniform Crossover in Genetic Algorithms", ICGA 1989) and go some steps from
+there, for some generations, and a model chooses which are worth a build: the evolution of Ansor (OSDI 2020, section
+5.1), in any space with knobs to take steps along.
 """
 
 from __future__ import annotations
