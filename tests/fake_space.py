@@ -3,9 +3,8 @@
 import hashlib
 import json
 
-import numpy as np
-
 from tvmlab.core import Candidate
+from tvmlab.spaces.encoding import Encoding
 from tvmlab.spaces.knobs import Choice, Tile
 
 KNOBS = (Tile(128, 4, 64), Tile(56, 4, 64), Tile(64, 2, 64), Choice(4))
@@ -35,10 +34,12 @@ class FakeSpace:
         changed[position] = self._knobs[position].mutate(changed[position], rng)
         return sketch, changed
 
-    def encode(self, point):
+    def elsewhere(self, point):
         sketch, decisions = point
-        values = [x for knob, value in zip(self._knobs, decisions, strict=True) for x in knob.encode(value)]
-        return np.array([sketch, *values], dtype="float32")
+        return [(other, list(decisions)) for other in range(self._sketches) if other != sketch]
+
+    def encode(self, points):
+        return Encoding([self._knobs] * self._sketches).encode(points)
 
     def realize(self, point):
         self.applied += 1

@@ -236,3 +236,13 @@ def test_telling_nothing_changes_nothing(space):
     first, second = evolution(space), evolution(space)
     second.tell([], [])
     assert [c.key for c in search(first, 16)] == [c.key for c in search(second, 16)]
+
+
+def test_the_fastest_points_are_tried_in_the_other_sketches_too(space):
+    """Every trial is of the first sketch: what comes next has the fastest's decisions in the second."""
+    rng = np.random.default_rng(0)
+    first = [c for _ in range(64) if (c := space.realize(space.random(0, rng)))]
+    strategy = evolution(space)
+    strategy.tell(first, answer(first, by_decisions))
+    fastest = min(first, key=by_decisions)
+    assert (1, fastest.decisions) in [(c.sketch, c.decisions) for c in strategy.ask(16)]

@@ -95,9 +95,9 @@ def test_encoding_has_one_length_and_tells_points_apart(space, samples):
     rng = np.random.default_rng(4)
     points = [(c.sketch, c.decisions) for c in samples]
     points += [space.random(index % len(space), rng) for index in range(200)]
-    vectors = [space.encode(point) for point in points]
-    assert {vector.shape for vector in vectors} == {vectors[0].shape}
-    assert all(np.isfinite(vector).all() for vector in vectors)
+    vectors = space.encode(points)
+    assert vectors.shape[0] == len(points)
+    assert np.isfinite(vectors).all()
     different = {str(point) for point in points}
     assert len({vector.tobytes() for vector in vectors}) == len(different) > 150
 

@@ -13,7 +13,6 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import binom
 
 from tvmlab.core import InputError
 
@@ -302,8 +301,10 @@ def _check_confidence(confidence: float) -> None:
 
 def _rank(count: int, confidence: float) -> int:
     """Largest r for which [r-th least, r-th largest] covers the median often enough; 0 if none does."""
+    from scipy.special import bdtr  # the binomial distribution; each worker imports this module, and none needs that
+
     ranks = np.arange(1, count // 2 + 1)
-    covers = 1 - 2 * binom.cdf(ranks - 1, count, 0.5) >= confidence
+    covers = 1 - 2 * bdtr(ranks - 1, count, 0.5) >= confidence
     return int(ranks[covers].max()) if covers.any() else 0
 
 

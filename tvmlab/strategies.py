@@ -37,9 +37,9 @@ _RECORDS = 64  # earlier schedules of a task that a search starts from
 _STARTS = 8  # the fastest of them, of which a descent begins at the first that can be made again and has knobs
 # The next fastest records are timed beside the fastest before a descent: one for so many of its trials, and for so many
 # earlier ones: the fewer readings, the less luck is in the lowest, and the more there is to find nearby.
-_CONTENDED = 3
+_CONTENDED = 8
 _READINGS = 10
-_BORN, _ANCESTORS = 0.4, 6  # of a descent's trials are children, one for so many earlier trials of the task at most
+_BORN, _ANCESTORS = 0.5, 6  # of a descent's trials are children, one for so many earlier trials of the task at most
 
 # Schedules that a descent starts from, with latencies in seconds as far as they are known.
 _Starts = list[tuple[Candidate, float | None]]

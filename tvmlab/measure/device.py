@@ -32,7 +32,8 @@ _ONCE_S = 1.0  # a kernel slower than this is not run again
 _BEHIND = 0.1  # of the way from the best to `slow_factor`: a kernel slower than that gets a few repeats only
 _WITNESS_BYTES = 1 << 29  # as _CACHE_BYTES, of a process that is one of several
 TURNS_S = 4.0  # what all turns of a candidate and its rival may take
-LEADER_FACTOR = 4  # so many more turns for a candidate that is ahead of its rival
+LEAD = 0.99  # of its rival's latency has a candidate that leads; what is less, a descent can do without
+LEADER_FACTOR = 3  # so many times the turns for a candidate that leads
 _CALL_S = 1e-4  # what calling a kernel from Python may cost beside running it
 
 
@@ -246,7 +247,7 @@ class Device:
     ) -> tuple[list[float], list[float]]:
         """Latencies of a candidate and of its rival, seconds, a pair a turn; who begins alternates (a b, b a, ...).
 
-        After the repeats, a candidate that leads gets three times as many more, for a paired test to decide by. One
+        After the repeats, a candidate that leads gets twice as many more, for a paired test to decide by. One
         far behind has a single turn, unless the rival is slower in that: then one of the two was interrupted. Where
         turns are shared with other processes (`tvmlab.measure.witnesses`), only this one's part of the repeats.
         """
@@ -261,7 +262,7 @@ class Device:
             turns = range(min(affordable, math.ceil(repeats / options["processes"])))
             return self._turns(kernel, rival.kernel, task, number, turns, options)
         found = self._turns(kernel, rival.kernel, task, number, range(min(repeats, affordable)), options)
-        if turn_ratio(*found) < 1:
+        if turn_ratio(*found) < LEAD:
             turns = range(repeats, min(LEADER_FACTOR * repeats, affordable))
             more = self._turns(kernel, rival.kernel, task, number, turns, options)
             found = found[0] + more[0], found[1] + more[1]

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from tvmlab.core import Measurement, TrialStatus
-from tvmlab.measure.device import LEADER_FACTOR, TURNS_S, is_behind, loops
+from tvmlab.measure.device import LEAD, LEADER_FACTOR, TURNS_S, is_behind, loops
 from tvmlab.measure.process import START_S, WorkerDied, WorkerProcess, WorkerTimeout
 from tvmlab.stats import turn_ratio
 
@@ -56,7 +56,7 @@ class Witnesses:
     def hear(self, device: WorkerProcess, case: Case, found: Measurement) -> Measurement:
         """Add the turns of all processes to those that the device's own took first (`found`).
 
-        Together they take `repeats` turns, and four times as many if the candidate leads after these, shared evenly. A
+        Together they take `repeats` turns, and three times as many if the candidate leads after these, shared evenly. A
         candidate that is far behind in the first is not heard elsewhere. A process that fails adds nothing.
         """
         ours, theirs = list(found.latencies_s), list(found.rival_latencies_s)
@@ -76,7 +76,7 @@ class Witnesses:
                     ours += heard.latencies_s
                     theirs += heard.rival_latencies_s
                     taken[place] = share
-            if turn_ratio(ours, theirs) >= 1:
+            if turn_ratio(ours, theirs) >= LEAD:
                 break
         return replace(found, latencies_s=tuple(ours), rival_latencies_s=tuple(theirs))
 

@@ -81,7 +81,7 @@ class Evolution:
         for candidate, latency in zip(candidates, latencies, strict=True):
             if candidate.sketch >= 0:
                 point = (candidate.sketch, candidate.decisions)
-                self._knob_model.add(self._space.encode(point), latency)
+                self._knob_model.add(self._space.encode([point])[0], latency)
                 if latency is not None:
                     self._measured.append((latency, point))
         self._measured.sort(key=lambda item: item[0])
@@ -146,7 +146,7 @@ class Evolution:
         return _in_turns(self._rank(pool), self._rank(self._near_best()))
 
     def _near_best(self) -> dict[str, Point]:
-        """Points one or two knobs away from the fastest measured ones.
+        """Points one or two knobs away from the fastest measured ones, and the same points of the other sketches.
 
         The models are least wrong where they interpolate, and descent from a good point is what finishes a search
         (Canesche et al., "Explore as a Storm, Exploit as a Raindrop", 2024).
@@ -154,6 +154,7 @@ class Evolution:
         space, rng = self._space, self._rng
         pool: dict[str, Point] = {}
         for _, point in self._measured[:_LEADERS]:
+            pool.update((_text(other), other) for other in space.elsewhere(point))
             for _ in range(self._population // 2):
                 near = space.mutate(point, rng)
                 if rng.random() < 0.5:
@@ -169,7 +170,7 @@ class Evolution:
         return [new[index] for index in np.argsort(-self._scores(new), kind="stable")]
 
     def _scores(self, points: Sequence[Point]) -> Any:
-        return self._knob_model.predict(np.array([self._space.encode(point) for point in points]))
+        return self._knob_model.predict(self._space.encode(points))
 
     def _features(self, candidates: Sequence[Candidate]) -> list[Any]:
         """The program features of candidates, extracted once each."""
@@ -196,7 +197,7 @@ class Evolution:
             if candidate.sketch >= 0:
                 point = (candidate.sketch, candidate.decisions)
                 self._measured.append((latency, point))
-                self._knob_model.add(self._space.encode(point), latency)
+                self._knob_model.add(self._space.encode([point])[0], latency)
                 self._seen_points.add(_text(point))
         self._measured.sort(key=lambda item: item[0])
         known = [candidate for candidate, _ in found]

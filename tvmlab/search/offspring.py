@@ -5,7 +5,8 @@ lies several knobs away: of the tile of a convolution's rows a factor moves inwa
 outwards, say, and together they gain far more than one of them does. So children take each knob over from one of two
 fast points (uniform crossover; Syswerda, "Uniform Crossover in Genetic Algorithms", ICGA 1989) and go some steps from
 there, for some generations, and a model chooses which are worth a build: the evolution of Ansor (OSDI 2020, section
-5.1), in any space with knobs to take steps along.
+5.1), in any space with knobs to take steps along. The twins of a fast point are tried too: the same decisions in
+another sketch.
 """
 
 from __future__ import annotations
@@ -54,21 +55,18 @@ class Offspring:
         fastest = sorted(self._told.values(), key=lambda told: told[0])[:_PARENTS]
         if not fastest:
             return []
-        least: dict[int, float] = {}
-        for latency, (sketch, _) in fastest:
-            least.setdefault(sketch, latency)
-        speeds = {sketch: fastest[0][0] / latency for sketch, latency in least.items()}
         generation = [point for _, point in fastest]
         scores = np.array([fastest[0][0] / latency for latency, _ in fastest])
-        pool: dict[str, _Point] = {}
+        twins = [twin for _, point in fastest for twin in self._outlook.elsewhere(*point)]
+        pool = {name_of(*twin): twin for twin in twins}
         for _ in range(_GENERATIONS):
             chances = scores**_SELECTION / (scores**_SELECTION).sum()
             drawn = self._rng.choice(len(generation), size=(_POPULATION, 2), p=chances)
             generation = [self._child(generation[one], generation[other]) for one, other in drawn]
-            scores = self._scores(generation, speeds)
+            scores = self._scores(generation)
             pool.update((name_of(*point), point) for point in generation)
         new = [point for name, point in pool.items() if name not in tried and name not in self._told]
-        order = np.argsort(-self._scores(new, speeds), kind="stable")
+        order = np.argsort(-self._scores(new), kind="stable")
         return [(self._known[new[index][0]][0], new[index][1]) for index in order]
 
     def _child(self, one: _Point, other: _Point) -> _Point:
@@ -84,12 +82,10 @@ class Offspring:
                 values = stepped(knobs, values, [ways[self._rng.integers(len(ways))]]) or values
         return sketch, list(values)
 
-    def _scores(self, points: Sequence[_Point], speeds: dict[int, float]) -> Any:
-        """Expected speeds, as shares of the fastest point's; `speeds` has those of each sketch's fastest."""
-        scores = np.full(len(points), 1e-3)
-        for sketch, speed in speeds.items():
+    def _scores(self, points: Sequence[_Point]) -> Any:
+        """Expected speeds, as shares of the fastest point's."""
+        scores = np.empty(len(points))
+        for sketch in {sketch for sketch, _ in points}:
             mine = [index for index, point in enumerate(points) if point[0] == sketch]
-            if mine:
-                expected = self._outlook.scores(sketch, [points[index][1] for index in mine])
-                scores[mine] = np.maximum(expected * speed, 1e-3)
-        return scores
+            scores[mine] = self._outlook.scores(sketch, [points[index][1] for index in mine])
+        return np.maximum(scores, 1e-3)

@@ -12,6 +12,7 @@ import numpy as np
 
 from tvmlab.compat import load_meta_schedule, load_wmma, structural_key, to_plain
 from tvmlab.core import Candidate
+from tvmlab.spaces.encoding import Encoding
 from tvmlab.spaces.knobs import Choice, Knob, Location, Tile, directions, stepped
 from tvmlab.tasks import arguments
 
@@ -53,10 +54,7 @@ class SketchSpace:
             [_knob(inst, decision) for inst, decision in zip(samplers, _split(sketch)[1], strict=True)]
             for sketch, samplers in zip(self.sketches, self._samplers, strict=True)
         ]
-        self._widths = [
-            sum(len(k.encode(v)) for k, v in zip(ks, _split(s)[1], strict=True))
-            for s, ks in zip(self.sketches, self._knobs, strict=True)
-        ]
+        self._encoding = Encoding(self._knobs)
 
     def __len__(self) -> int:
         return len(self.sketches)
@@ -80,15 +78,13 @@ class SketchSpace:
         changed[position] = self._knobs[sketch][position].mutate(changed[position], rng)
         return sketch, changed
 
-    def encode(self, point: Point) -> Any:
-        """A point as a float32 vector; the knobs of the other sketches are zero."""
-        sketch, decisions = point
-        vector = np.zeros(len(self.sketches) + sum(self._widths), dtype="float32")
-        vector[sketch] = 1
-        start = len(self.sketches) + sum(self._widths[:sketch])
-        values = [x for knob, value in zip(self._knobs[sketch], decisions, strict=True) for x in knob.encode(value)]
-        vector[start : start + len(values)] = values
-        return vector
+    def elsewhere(self, point: Point) -> list[Point]:
+        """The same decisions in each of the other sketches, as far as these have the same knobs; not all are valid."""
+        return list(self._encoding.elsewhere(point))
+
+    def encode(self, points: Sequence[Point]) -> Any:
+        """The points as a float32 array of shape (len(points), width)."""
+        return self._encoding.encode(points)
 
     def realize(self, point: Point) -> Candidate | None:
         """The candidate at a point; None where TVM's schedule or a postprocessor refuses it.
