@@ -245,7 +245,7 @@ class Droplet(Options):
     After "The Droplet Search Algorithm for Kernel Scheduling" (Canesche et al., ACM TACO 2024) and "Explore as a Storm,
     Exploit as a Raindrop" (2024). Every neighbour is timed in turns with the point it would replace, which it does only
     if it is faster at the given p-value; a task ends where no neighbour is. So are, before that, the next fastest
-    records (up to a third of the trials): the fastest reading of many may be a lucky one.
+    records (up to an eighth of the trials): the fastest reading of many may be a lucky one.
 
     >>> Droplet(trials=32).total_trials(tunable_tasks=3)
     96
