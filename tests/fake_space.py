@@ -34,7 +34,7 @@ class FakeSpace:
         changed[position] = self._knobs[position].mutate(changed[position], rng)
         return sketch, changed
 
-    def elsewhere(self, point):
+    def twins(self, point):
         sketch, decisions = point
         return [(other, list(decisions)) for other in range(self._sketches) if other != sketch]
 

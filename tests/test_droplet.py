@@ -27,6 +27,9 @@ class Tiled:
     def knobs(self, candidate):
         return self.KNOBS
 
+    def elsewhere(self, candidate):
+        return []
+
     def vary(self, candidate, decisions):
         return None if decisions[1][1] == 9 else self.at(*decisions)
 

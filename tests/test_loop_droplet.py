@@ -51,7 +51,7 @@ def fastest(trials):
 
 
 def test_it_starts_from_the_best_of_each_task(make_folder, run):
-    """Up to an eighth of its trials go to the next fastest, timed beside the best; then it looks around."""
+    """Up to an eighth of its trials are the next fastest, timed beside the best; then come its twins, and neighbours."""
     folder = make_folder(steps=[Ansor(max_trials=60, **SMALL), Droplet(trials=12)])
     trials = run(folder)
     ansor, droplet = of_step(trials, 0), of_step(trials, 1)
@@ -61,7 +61,10 @@ def test_it_starts_from_the_best_of_each_task(make_folder, run):
         assert 1 <= len(found) <= 12 and {trial.strategy for trial in found} == {"droplet"}
         ran = sorted((trial for trial in ansor[key] if trial.ok), key=lambda trial: trial.latency_s)
         count = min(12 // 8, len(ran) // 10)
-        contenders, neighbour = found[:count], found[count]
+        contenders = found[:count]
+        others = [trial for trial in found[count:] if trial.decisions != best.decisions]
+        twins, neighbour = found[count : found.index(others[0])], others[0]
+        assert {trial.sketch for trial in twins}.isdisjoint({best.sketch}) and len(twins) <= 2
         assert [trial.key for trial in contenders] == [trial.key for trial in ran[1 : 1 + count]]
         assert {trial.rival for trial in found[: count + 1]} == {best.key}
         assert neighbour.rival_latencies_s == best.latencies_s
@@ -134,7 +137,8 @@ def test_with_more_starts_it_walks_down_from_other_schedules_too(make_folder, ru
             continue
         best = fastest(of_step(trials, 0)[key])
         before = {trial.key for trial in of_step(trials, 0)[key]}
-        new = [trial for trial in found if trial.key not in before]
+        decisions = {trial.key: trial.decisions for trial in trials}
+        new = [t for t in found if t.key not in before and t.decisions != decisions[t.rival]]  # twins come first
         elsewhere = [t for t in new if t.sketch != best.sketch or sum(map(ne, t.decisions, best.decisions)) > 3]
         assert elsewhere and all(t.rival for t in found)
         near = [t for t in new if t.rival == best.key and t.sketch == best.sketch]

@@ -78,7 +78,8 @@ class Droplet:
     ) -> None:
         self._space = space
         self._p_value = p_value
-        self._bases = [*filter(None, [start]), *contenders, *(other for other, _ in others)]
+        twins = space.elsewhere(start) if start is not None else []
+        self._bases = [*filter(None, [start]), *contenders, *(other for other, _ in others), *twins]
         bases = [(base, space.knobs(base)) for base in self._bases]
         self._outlook = Outlook(bases, seed)
         self._offspring = Offspring(bases, self._outlook, [seed, zlib.crc32(space.task_key.encode()), len(known)])
@@ -94,6 +95,7 @@ class Droplet:
         self._under_way: dict[str, tuple[Direction, ...]] = {}
         self._rematches: list[Candidate] = []
         self._rematched: set[str] = set()  # keys of what was asked for a second time
+        self._twins: list[Candidate] = []  # of the incumbent, in other sketches
         self._ways: list[Direction] = []  # from the incumbent, the most promising first
         self._put_off: list[Direction] = []  # the same, to where it is expected to be far slower
         self._trends: dict[Direction, float] = {}  # latency after the last step in a direction over that before it
@@ -188,6 +190,8 @@ class Droplet:
             if self._scores[candidate.key] < self._scores.get(self._incumbent.key, np.inf):
                 self._rematched.add(candidate.key)
                 yield replace(candidate, rival=self._incumbent), ()
+        while self._twins:
+            yield from self._new(self._twins.pop(0), ())
         while self._ways:
             way = self._ways.pop(0)
             yield from self._step((way,))
@@ -244,14 +248,20 @@ class Droplet:
 
     def _vary(self, base: Candidate, decisions: Sequence[Any], ways: tuple[Direction, ...]) -> Iterator[Proposal]:
         """The candidate with these decisions beside the incumbent, unless it was tried before or is not valid."""
-        assert self._incumbent is not None
         if (name := name_of(base.sketch, decisions)) in self._tried:
             return
         self._tried.add(name)
         candidate = self._space.vary(base, decisions)
         if candidate is None and len(ways) == 1:
             self._blocked.append(ways[0])
-        if candidate is not None and candidate.key not in self._asked:
+        if candidate is not None:
+            yield from self._new(candidate, ways)
+
+    def _new(self, candidate: Candidate, ways: tuple[Direction, ...]) -> Iterator[Proposal]:
+        """A candidate beside the incumbent, unless its program was tried before."""
+        assert self._incumbent is not None
+        self._tried.add(name_of(candidate.sketch, candidate.decisions))
+        if candidate.key not in self._asked:
             self._asked.add(candidate.key)
             yield replace(candidate, rival=self._incumbent), ways
 
@@ -262,6 +272,7 @@ class Droplet:
             self._knobs = self._space.knobs(candidate)
             self._trends.clear()
         self._incumbent = replace(candidate, rival=None)
+        self._twins = list(self._space.elsewhere(candidate))
         self._asked.add(candidate.key)
         self._tried.add(name_of(candidate.sketch, candidate.decisions))
         self._here.clear()

@@ -62,6 +62,7 @@ class Evolution:
         self._seen_points: set[str] = set()
         self._measured: list[tuple[float, Point]] = []
         self._first: list[Candidate] = []
+        self._twins: list[Point] = []  # of points that were the fastest, in the other sketches
         self._rows: dict[str, Any] = {}  # features of candidates proposed and not told yet
         self._next_sketch = 0
         self._learn_records(records)
@@ -77,6 +78,7 @@ class Evolution:
         """Learn how the candidates did."""
         if not candidates:
             return
+        before = self._measured[:1]
         latencies = [trial.latency_s for trial in trials]
         for candidate, latency in zip(candidates, latencies, strict=True):
             if candidate.sketch >= 0:
@@ -85,6 +87,8 @@ class Evolution:
                 if latency is not None:
                     self._measured.append((latency, point))
         self._measured.sort(key=lambda item: item[0])
+        if self._measured[:1] != before:
+            self._twins += self._space.twins(self._measured[0][1])
         self._cost_model.update(self._space.task_key, self._features(candidates), latencies)
         for candidate in candidates:
             del self._rows[candidate.key]
@@ -104,8 +108,22 @@ class Evolution:
         return found
 
     def _evolve(self, count: int) -> list[Candidate]:
-        """The batch's guided part: evolve points, apply the best, keep those whose programs look best."""
+        """The batch's guided part: twins, then evolve points, apply the best, keep those whose programs look best."""
         guided = count - int(np.ceil(count * _EPSILON))
+        twins = self._in_other_sketches(guided)
+        return twins + self._evolved(guided - len(twins))
+
+    def _in_other_sketches(self, count: int) -> list[Candidate]:
+        """Up to `count` twins of what was the fastest: the models know little of a sketch that looked slow at first."""
+        found: list[Candidate] = []
+        while self._twins and len(found) < count:
+            point = self._twins.pop(0)
+            candidate = None if _text(point) in self._seen_points else self._space.realize(point)
+            if candidate is not None and candidate.sketch >= 0 and self._is_new(candidate):
+                found.append(candidate)
+        return found
+
+    def _evolved(self, guided: int) -> list[Candidate]:
         if guided <= 0:
             return []
         applied: list[Candidate] = []
@@ -146,7 +164,7 @@ class Evolution:
         return _in_turns(self._rank(pool), self._rank(self._near_best()))
 
     def _near_best(self) -> dict[str, Point]:
-        """Points one or two knobs away from the fastest measured ones, and the same points of the other sketches.
+        """Points one or two knobs away from the fastest measured ones.
 
         The models are least wrong where they interpolate, and descent from a good point is what finishes a search
         (Canesche et al., "Explore as a Storm, Exploit as a Raindrop", 2024).
@@ -154,7 +172,6 @@ class Evolution:
         space, rng = self._space, self._rng
         pool: dict[str, Point] = {}
         for _, point in self._measured[:_LEADERS]:
-            pool.update((_text(other), other) for other in space.elsewhere(point))
             for _ in range(self._population // 2):
                 near = space.mutate(point, rng)
                 if rng.random() < 0.5:
@@ -203,6 +220,8 @@ class Evolution:
         known = [candidate for candidate, _ in found]
         self._cost_model.update(self._space.task_key, self._features(known), [latency for _, latency in found])
         self._rows.clear()
+        if self._measured:
+            self._twins += self._space.twins(self._measured[0][1])
         if self._is_new(found[0][0]):
             self._first.append(found[0][0])
 

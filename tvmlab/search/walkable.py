@@ -25,6 +25,10 @@ class Walkable(Protocol):
         """The candidate with exactly these decisions instead; None where they are not valid."""
         ...
 
+    def elsewhere(self, candidate: Candidate) -> Sequence[Candidate]:
+        """The candidates with the same decisions in other sketches."""
+        ...
+
 
 @dataclass(frozen=True)
 class _Points(Index):
@@ -56,3 +60,7 @@ class Numbered:
     def vary(self, candidate: Candidate, decisions: Sequence[Any]) -> Candidate | None:
         """The candidate of an index."""
         return self._space.realize(decisions[0])
+
+    def elsewhere(self, candidate: Candidate) -> Sequence[Candidate]:
+        """None: a template has no other sketch."""
+        return []

@@ -78,9 +78,14 @@ class SketchSpace:
         changed[position] = self._knobs[sketch][position].mutate(changed[position], rng)
         return sketch, changed
 
-    def elsewhere(self, point: Point) -> list[Point]:
-        """The same decisions in each of the other sketches, as far as these have the same knobs; not all are valid."""
+    def twins(self, point: Point) -> list[Point]:
+        """The same decisions in each of the other sketches that have the same knobs; not all are valid."""
         return list(self._encoding.elsewhere(point))
+
+    def elsewhere(self, candidate: Candidate) -> list[Candidate]:
+        """The valid twins of a candidate; none of one whose trace is not of these sketches."""
+        points = self.twins((candidate.sketch, candidate.decisions)) if candidate.sketch >= 0 else []
+        return [found for point in points if (found := self.realize(point)) is not None and found.sketch == point[0]]
 
     def encode(self, points: Sequence[Point]) -> Any:
         """The points as a float32 array of shape (len(points), width)."""
