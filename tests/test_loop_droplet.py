@@ -51,7 +51,7 @@ def fastest(trials):
 
 
 def test_it_starts_from_the_best_of_each_task(make_folder, run):
-    """Up to an eighth of its trials are the next fastest, timed beside the best; then come its twins, and neighbours."""
+    """Up to an eighth of its trials are the next fastest, timed beside the best; then come twins, and neighbours."""
     folder = make_folder(steps=[Ansor(max_trials=60, **SMALL), Droplet(trials=12)])
     trials = run(folder)
     ansor, droplet = of_step(trials, 0), of_step(trials, 1)
