@@ -52,7 +52,7 @@ def test_nothing_speaks_against_what_nothing_is_known_of(space):
     assert outlook.scores(0, []).shape == (0,)
 
 
-def test_each_sketch_has_its_own_model_and_other_shapes_are_left_out():
+def test_of_a_sketch_without_a_trial_nothing_is_expected_and_other_shapes_are_left_out():
     space = TwoSketches(lowest_s=0.5e-4)
     bases = [space.at(*space.START), space.second(3, 3)]
     outlook = Outlook([(base, space.knobs(base)) for base in bases], seed=0)

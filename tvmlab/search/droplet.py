@@ -268,9 +268,10 @@ class Droplet:
     def _stand_on(self, candidate: Candidate) -> None:
         """Look around from a new incumbent."""
         assert self._incumbent is not None
-        if candidate.sketch != self._incumbent.sketch:  # its knobs are others
-            self._knobs = self._space.knobs(candidate)
+        knobs = self._space.knobs(candidate)  # two traces that come of no sketch may have others
+        if candidate.sketch != self._incumbent.sketch or len(knobs) != len(self._knobs):
             self._trends.clear()
+        self._knobs = knobs
         self._incumbent = replace(candidate, rival=None)
         self._twins = list(self._space.elsewhere(candidate))
         self._asked.add(candidate.key)
@@ -385,9 +386,9 @@ class Droplet:
 
     def _again(self, trial: Trial) -> Candidate | None:
         """The candidate of a recorded trial."""
-        base = next((base for base in self._bases if base.sketch == trial.sketch), None)
-        found = self._space.vary(base, trial.decisions) if base is not None else None
-        return found if found is not None and found.key == trial.key else None
+        like = [b for b in self._bases if b.sketch == trial.sketch and len(b.decisions) == len(trial.decisions)]
+        made = (self._space.vary(base, trial.decisions) for base in like)
+        return next((found for found in made if found is not None and found.key == trial.key), None)
 
 
 def _ratio(trial: Trial) -> float | None:

@@ -45,8 +45,7 @@ class Offspring:
 
     def tell(self, trial: Trial) -> None:
         """Learn how a point of the task did; later readings count."""
-        knobs = self._known[trial.sketch][1] if trial.sketch in self._known else ()
-        if trial.latency_s is not None and len(knobs) == len(trial.decisions):
+        if trial.latency_s is not None and self._outlook.knows(trial.sketch, trial.decisions):
             point = (trial.sketch, list(trial.decisions))
             self._told[name_of(*point)] = (trial.latency_s, point)
 

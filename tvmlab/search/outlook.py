@@ -29,27 +29,30 @@ class Outlook:
     """
 
     def __init__(self, known: Sequence[tuple[Candidate, Sequence[Axis]]], seed: int) -> None:
-        sketches = {candidate.sketch: (candidate, knobs) for candidate, knobs in known}
+        sketches = {candidate.sketch: (candidate, knobs) for candidate, knobs in reversed(known)}
         self._names = list(sketches)
         self._shapes = [_shape(candidate.decisions) for candidate, _ in sketches.values()]
         self._encoding = Encoding([knobs for _, knobs in sketches.values()])
         self._model = KnobModel(seed)
-        self._learnt: set[int] = set()
+        self._learnt: set[int] = set()  # sketches, by their place in the encoding
+
+    def knows(self, sketch: int, decisions: Sequence[Any]) -> bool:
+        """Whether the decisions are of a known sketch's knobs."""
+        return self._place(sketch, decisions) is not None
 
     def learn(self, trial: Trial, latency_s: float | None) -> None:
         """Take in how a point did (None: it failed), if its decisions are of a known sketch's knobs."""
-        if trial.sketch in self._names:
-            number = self._names.index(trial.sketch)
-            if self._shapes[number] == _shape(trial.decisions):
-                self._learnt.add(trial.sketch)
-                self._model.add(self._encoding.encode([(number, trial.decisions)])[0], latency_s)
+        place = self._place(trial.sketch, trial.decisions)
+        if place is not None:
+            self._learnt.add(place)
+            self._model.add(self._encoding.encode([(place, trial.decisions)])[0], latency_s)
 
     def scores(self, sketch: int, points: Sequence[Sequence[Any]]) -> Any:
         """How fast each point is expected to be, as a share of the fastest known of any sketch; shape (n,)."""
-        if sketch not in self._learnt or not points:
+        place = self._place(sketch, points[0]) if points else None
+        if place not in self._learnt:
             return np.ones(len(points))
-        number = self._names.index(sketch)
-        return self._model.predict(self._encoding.encode([(number, point) for point in points]))
+        return self._model.predict(self._encoding.encode([(place, point) for point in points]))
 
     def promising(self, sketch: int, here: Sequence[Any], points: Sequence[Sequence[Any]]) -> list[bool]:
         """Which points are not expected to be far slower than `here`."""
@@ -58,8 +61,17 @@ class Outlook:
 
     def elsewhere(self, sketch: int, decisions: Sequence[Any]) -> list[tuple[int, list[Any]]]:
         """The same decisions in each of the other sketches with the same knobs; not all are valid."""
-        found = self._encoding.elsewhere((self._names.index(sketch), decisions))
+        place = self._place(sketch, decisions)
+        found = [] if place is None else self._encoding.elsewhere((place, decisions))
         return [(self._names[number], point) for number, point in found]
+
+    def _place(self, sketch: int, decisions: Sequence[Any]) -> int | None:
+        """Where the encoding has a sketch; None if it is not known, or the decisions are of other knobs than its.
+
+        Traces that come of no sketch of the task all have the number -1.
+        """
+        place = self._names.index(sketch) if sketch in self._names else None
+        return place if place is not None and self._shapes[place] == _shape(decisions) else None
 
 
 def _shape(decisions: Sequence[Any]) -> list[int]:
