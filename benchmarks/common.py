@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -19,7 +19,7 @@ from tvmlab.core import InputError
 from tvmlab.experiment import Ansor, Experiment
 from tvmlab.records import RunFolder
 from tvmlab.run import Run
-from tvmlab.stats import median_interval
+from tvmlab.stats import median_interval, paired_ratio
 
 HERE = Path(__file__).parent
 
@@ -114,6 +114,13 @@ def median_of(values: list[float]) -> tuple[float, float, float]:
 
 
 def report(benchmark: str, ratio: float, low: float, high: float, goal: float) -> None:
-    """The line a reader of the output looks for: the last one."""
-    values = {"ratio": round(ratio, 4), "low": round(low, 4), "high": round(high, 4), "goal": goal}
+    """The line a reader of the output looks for: the last one. An end that too few values give (NaN) is null."""
+    found = {"ratio": ratio, "low": low, "high": high}
+    values = {name: None if np.isnan(value) else round(value, 4) for name, value in found.items()} | {"goal": goal}
     print(json.dumps({"benchmark": benchmark, **values, "better": "lower"}), flush=True)
+
+
+def report_mean(benchmark: str, ratios: Sequence[float], goal: float) -> None:
+    """`report` of a geometric mean, with the interval of the paired randomization test (tvmlab.stats.paired_ratio)."""
+    found = paired_ratio(ratios, np.ones(len(ratios)))
+    report(benchmark, found.ratio, found.low, found.high, goal)

@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import HERE, kept, report
+from common import HERE, kept, report_mean
 from kernels import KERNELS, best_of, compare, model_of, task_of
 
 import tvmlab
@@ -135,8 +135,7 @@ def main() -> None:
         )
     lost = [row for row in rows if row["claimed_over_start"] < 1 < row["over_start_low"]]
     print(f"claimed gains that were losses when timed again: {len(lost)} of {len(rows)}")
-    found = paired_ratio([row["ratio"] for row in rows], np.ones(len(rows)))
-    report("droplet", found.ratio, found.low, found.high, GOAL)
+    report_mean("droplet", [row["ratio"] for row in rows], GOAL)
 
 
 if __name__ == "__main__":

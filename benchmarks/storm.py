@@ -19,13 +19,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from common import kept, report
+from common import kept, report_mean
 from kernels import KERNELS, Compared, best_of, compare, model_of, task_of
 
 import tvmlab
 from tvmlab.experiment import Ansor, Droplet, Experiment
-from tvmlab.stats import paired_ratio
 from tvmlab.targets import target
 
 GOALS = {"storm.wall_time": 0.5, "storm": 1.0}
@@ -94,8 +92,7 @@ def main() -> None:
             rows.append(kept(asked.rows, what, partial(row_of, name, seed, storm, descent, long, folder)))
     times = [row["short_s"] / row["long_s"] for row in rows]
     for benchmark, ratios in (("storm.wall_time", times), ("storm", [row["ratio"] for row in rows])):
-        found = paired_ratio(ratios, np.ones(len(ratios)))
-        report(benchmark, found.ratio, found.low, found.high, GOALS[benchmark])
+        report_mean(benchmark, ratios, GOALS[benchmark])
 
 
 if __name__ == "__main__":

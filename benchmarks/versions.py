@@ -22,13 +22,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from common import kept, report
+from common import kept, report_mean
 from kernels import KERNELS, best_of, compare, model_of, task_of
 
 import tvmlab
 from tvmlab.records import RunFolder
-from tvmlab.stats import paired_ratio
 from tvmlab.targets import target
 
 GOALS = {"versions.wall_time": 1.0, "versions": 1.0}
@@ -45,9 +43,12 @@ print(run.folder.path)
 
 
 def version(commit: str, folder: Path) -> Path:
-    """The package as it was at a commit."""
+    """The package as it was at a commit; ends the benchmark, with what git says, if there is no such."""
     archive = ["git", "-C", str(_HERE), "archive", commit, "tvmlab", "data", "pyproject.toml"]
-    with tarfile.open(fileobj=io.BytesIO(subprocess.run(archive, check=True, capture_output=True).stdout)) as packed:
+    done = subprocess.run(archive, capture_output=True)
+    if done.returncode != 0:
+        raise SystemExit(f"--old {commit}: {done.stderr.decode().strip()}; name a commit that `git log` lists")
+    with tarfile.open(fileobj=io.BytesIO(done.stdout)) as packed:
         packed.extractall(folder, filter="data")
     return folder
 
@@ -98,8 +99,7 @@ def main() -> None:
             rows.append(kept(asked.rows, what, partial(row_of, name, seed, trials, sources, folder)))
     times = [row["new_s"] / row["old_s"] for row in rows]
     for benchmark, ratios in (("versions.wall_time", times), ("versions", [row["ratio"] for row in rows])):
-        found = paired_ratio(ratios, np.ones(len(ratios)))
-        report(benchmark, found.ratio, found.low, found.high, GOALS[benchmark])
+        report_mean(benchmark, ratios, GOALS[benchmark])
 
 
 if __name__ == "__main__":
