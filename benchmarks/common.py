@@ -113,10 +113,14 @@ def median_of(values: list[float]) -> tuple[float, float, float]:
         return median(values), min(values), max(values)
 
 
+def rounded(value: float) -> float | None:
+    """Four digits; None, which JSON writes as null, for the end of an interval that too few values give (NaN)."""
+    return None if np.isnan(value) else round(float(value), 4)
+
+
 def report(benchmark: str, ratio: float, low: float, high: float, goal: float) -> None:
-    """The line a reader of the output looks for: the last one. An end that too few values give (NaN) is null."""
-    found = {"ratio": ratio, "low": low, "high": high}
-    values = {name: None if np.isnan(value) else round(value, 4) for name, value in found.items()} | {"goal": goal}
+    """The line a reader of the output looks for: the last one."""
+    values = {"ratio": rounded(ratio), "low": rounded(low), "high": rounded(high), "goal": goal}
     print(json.dumps({"benchmark": benchmark, **values, "better": "lower"}), flush=True)
 
 

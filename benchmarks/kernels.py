@@ -95,7 +95,7 @@ def compare(ours: Candidate, theirs: Candidate, task: Task, target: Target) -> C
 def _in_process(ours: Candidate, theirs: Candidate, task: Task, target: Target) -> tuple[list[float], list[float]]:
     """Latencies in seconds; each of the two is the one that is timed first in half of the turns."""
     samples: tuple[list[float], list[float]] = ([], [])
-    options = Measure(repeats=_PAIRS, slow_factor=1e6, processes=1)
+    options = Measure(repeats=_PAIRS, slow_factor=1e6)
     with (
         tempfile.TemporaryDirectory(prefix="kernels-") as scratch,
         LocalMeasurer([task], target, options, Path(scratch)) as measurer,

@@ -17,7 +17,6 @@ geometric means over the models (the median of each one's seeds) with the 95 % i
 
 import argparse
 import json
-import math
 import tempfile
 import zlib
 from functools import partial
@@ -25,7 +24,7 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
-from common import kept
+from common import kept, rounded
 from transfer import search, wall_s
 
 import tvmlab
@@ -102,9 +101,9 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
         ratios = [median(row[name] for row in rows if row["model"] == model) for model in models]
         mean = paired_ratio(ratios, [1.0] * len(ratios))
         found |= {
-            name: round(mean.ratio, 4),
-            f"{name}_low": None if math.isnan(mean.low) else round(mean.low, 4),
-            f"{name}_high": None if math.isnan(mean.high) else round(mean.high, 4),
+            name: rounded(mean.ratio),
+            f"{name}_low": rounded(mean.low),
+            f"{name}_high": rounded(mean.high),
             f"{name}_arithmetic": round(fmean(ratios), 4),
             f"{name}_goal": goal,
         }

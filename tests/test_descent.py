@@ -1,14 +1,12 @@
 """A droplet search told from its trials, and drawn."""
 
-import json
-
 import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
 from tvmlab import descent
 from tvmlab.core import InputError, Trial, TrialStatus
-from tvmlab.plots_descent import descent_figure, descent_knobs, descent_latency, descent_map, process_ratios
+from tvmlab.plots_descent import descent_figure, descent_knobs, descent_latency, descent_map
 from tvmlab.records import TrialWriter
 
 KEY = "a" * 16
@@ -187,16 +185,3 @@ def test_the_map_shows_the_best_over_the_other_knobs_and_the_way():
     assert [tuple(point) for point in ax.lines[0].get_xydata()] == [(1, 0), (1, 0), (0, 0)]
     with pytest.raises(InputError, match="no knob 'd': it has a, b, c"):
         descent_map(points, [0], "a", "d")
-
-
-def test_pairs_that_were_timed_in_many_processes(tmp_path, monkeypatch):
-    row = {"kernel": "dense", "device": "here", "alone": [[1.0, 1.2], [1.1, 0.9]], "shared": [[1.05, 1.0], [1.04, 1.0]]}
-    (tmp_path / "processes.jsonl").write_text(json.dumps(row) + "\n")
-    monkeypatch.setattr(descent, "data_dir", lambda part: tmp_path)
-    found = descent.in_processes()
-    assert found[found["processes"] == 1].groupby("pair")["ratio"].agg(list).tolist() == [[1.0, 1.1], [1.2, 0.9]]
-    assert len(found) == 8 and set(found["device"]) == {"here"}
-    ax = process_ratios(found, ax=Figure().subplots())
-    drawn = [list(line.get_ydata()) for line in ax.lines]
-    assert drawn[:4] == [[1.0, 1.1], [1.05, 1.04], [1.2, 0.9], [1.0, 1.0]]
-    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["in 1 process", "in 4 processes"]

@@ -17,8 +17,6 @@ from tvmlab.measure.device import Device, _Rival
 from tvmlab.measure.local import LocalMeasurer
 from tvmlab.measure.rivals import RivalBuilds
 
-ALONE = {"cold_cache_bytes": 0, "processes": 1}
-
 
 def dividing(times):
     """The task's computation, slowed down by divisions that no compiler may leave out."""
@@ -32,7 +30,7 @@ SLOWER = dividing(4)
 
 @pytest.fixture(scope="module")
 def measurer(cpu, tmp_path_factory):
-    options = Measure(repeats=2, min_repeat_ms=0.2, run_timeout_s=2.0, build_workers=2, processes=1)
+    options = Measure(repeats=2, min_repeat_ms=0.2, run_timeout_s=2.0, build_workers=2)
     with LocalMeasurer([TASK], cpu, options, tmp_path_factory.mktemp("rivals")) as made:
         (default,) = made.measure_defaults([TASK.key])
         assert default.status is TrialStatus.OK, default.message
@@ -141,7 +139,7 @@ class Kernel:
 def test_who_begins_a_turn_alternates(ours, turns):
     log = []
     kernel, rival = Kernel("a", ours, log), _Rival("", Kernel("b", 3e-3, log), 3e-3)
-    options = {"repeats": 4, "min_repeat_ms": 4.0, "slow_factor": 4.0, "best_s": None, **ALONE}
+    options = {"repeats": 4, "min_repeat_ms": 4.0, "slow_factor": 4.0, "best_s": None, "cold_cache_bytes": 0}
     found = Device("cpu")._take_turns(kernel, rival, SimpleNamespace(tensors=()), ours, options)
     assert "".join(log) == turns
     assert found == ([ours] * (len(turns) // 2), [3e-3] * (len(turns) // 2))
@@ -151,7 +149,7 @@ def test_who_begins_a_turn_alternates(ours, turns):
 def test_a_candidate_far_behind_its_rival_or_the_best_has_one_turn(seconds, best_s):
     log = []
     kernel, rival = Kernel("a", seconds, log), _Rival("", Kernel("b", 3e-3, log), 3e-3)
-    options = {"repeats": 5, "min_repeat_ms": 4.0, "slow_factor": 4.0, "best_s": best_s, **ALONE}
+    options = {"repeats": 5, "min_repeat_ms": 4.0, "slow_factor": 4.0, "best_s": best_s, "cold_cache_bytes": 0}
     device = Device("cpu")
     device._run_once = lambda kernel, tensors: kernel.seconds
     assert device._take_turns(kernel, rival, SimpleNamespace(tensors=()), seconds, options) == ([seconds], [3e-3])
@@ -161,7 +159,7 @@ def test_a_candidate_far_behind_its_rival_or_the_best_has_one_turn(seconds, best
 def test_an_interrupted_rival_does_not_lose_its_one_turn():
     """Seen on googlenet's dense layer: 866 us in that turn, not 66, and the descent moved to a kernel of 375 us."""
     kernel, rival = Kernel("a", 0.013, []), _Rival("", Kernel("b", 3e-3, []), 3e-3)
-    options = {"repeats": 5, "min_repeat_ms": 4.0, "slow_factor": 4.0, "best_s": 3e-3, **ALONE}
+    options = {"repeats": 5, "min_repeat_ms": 4.0, "slow_factor": 4.0, "best_s": 3e-3, "cold_cache_bytes": 0}
     device = Device("cpu")
     task = SimpleNamespace(tensors=())
     for interrupted, pairs in ([0.04, 3e-3], 1), ([0.04, 0.04], 5):  # at its second reading too
@@ -170,17 +168,9 @@ def test_an_interrupted_rival_does_not_lose_its_one_turn():
         assert device._take_turns(kernel, rival, task, 0.013, options) == ([0.013] * pairs, [3e-3] * pairs)
 
 
-def test_of_turns_that_are_shared_the_first_process_takes_its_part():
-    log = []
-    kernel, rival = Kernel("a", 2e-3, log), _Rival("", Kernel("b", 3e-3, log), 3e-3)
-    options = {"repeats": 5, "min_repeat_ms": 4.0, "slow_factor": 4.0, "best_s": None, **ALONE, "processes": 4}
-    Device("cpu")._take_turns(kernel, rival, SimpleNamespace(tensors=()), 2e-3, options)
-    assert "".join(log) == "abba"
-
-
 def test_turns_of_slow_kernels_end_in_time():
     kernel, rival = Kernel("a", 0.5, []), _Rival("", Kernel("b", 0.6, []), 0.6)
-    options = {"repeats": 50, "min_repeat_ms": 4.0, "slow_factor": 4.0, "best_s": None, **ALONE}
+    options = {"repeats": 50, "min_repeat_ms": 4.0, "slow_factor": 4.0, "best_s": None, "cold_cache_bytes": 0}
     ours, theirs = Device("cpu")._take_turns(kernel, rival, SimpleNamespace(tensors=()), 0.5, options)
     assert len(ours) == len(theirs) == 3  # 3.3 s
 

@@ -10,7 +10,7 @@ __all__ = ["data_dir"]
 
 
 def data_dir(part: str) -> Path:
-    """A folder of `data/`: "report", "selective", "benchmarks", "recorded_runs" or "recorded_spaces".
+    """A folder of `data/`: "report", "selective", "recorded_runs" or "recorded_spaces".
 
     The data come with the repository, not with an installed package. Raises MissingTool where they are not there.
 

@@ -6,7 +6,6 @@ neighbour that became the rival of later ones was moved to. Nothing here needs T
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from statistics import median
 from typing import Any
@@ -16,12 +15,11 @@ import pandas as pd
 
 from tvmlab import frames
 from tvmlab.core import EnumeratedSpace, InputError, Trial
-from tvmlab.datafiles import data_dir
 from tvmlab.records import RunFolder
 from tvmlab.stats import faster
 from tvmlab.steps import Droplet
 
-__all__ = ["P_VALUE", "STRATEGY", "in_processes", "moves", "of", "of_trials", "summary"]
+__all__ = ["P_VALUE", "STRATEGY", "moves", "of", "of_trials", "summary"]
 
 STRATEGY = "droplet"  # what the trials of a droplet search call themselves
 P_VALUE = float(Droplet.model_fields["p_value"].default)
@@ -63,23 +61,6 @@ def _summary_of(found: pd.DataFrame) -> dict[str, Any]:
         "end_us": last.iloc[0] if len(last) else np.nan,
         "gain": 1 - float(np.prod(moved["ratio"])),
     }
-
-
-def in_processes() -> pd.DataFrame:
-    """What `benchmarks/processes.py` recorded: the same pairs of schedules, timed in turns again and again.
-
-    One row a pair and time: device, kernel, pair (1: the second fastest record beside the fastest), processes (that
-    shared the turns, new ones each time) and ratio (of latencies, below 1 where the fastest record is not the fastest).
-    """
-    lines = (data_dir("benchmarks") / "processes.jsonl").read_text().splitlines()
-    rows = [
-        (row["device"], row["kernel"], pair, processes, ratio)
-        for row in map(json.loads, lines)
-        for processes, way in ((1, "alone"), (4, "shared"))
-        for time in row[way]
-        for pair, ratio in enumerate(time, start=1)
-    ]
-    return pd.DataFrame(rows, columns=["device", "kernel", "pair", "processes", "ratio"])
 
 
 def of(run: Any, task: str, step: int | None = None) -> pd.DataFrame:

@@ -71,14 +71,6 @@ class Measure(Options):
         "Evict every argument but the first from the caches before each timed call, as in a whole model that does not "
         "fit them; CPU only",
     )
-    processes: int = knob(
-        4,
-        "A candidate is timed in turns with its rival in so many processes: which is faster depends on the process; "
-        "CPU only, and not with cold weights",
-        unit="processes",
-        ge=1,
-        le=16,
-    )
     build_workers: int | None = knob(
         None, "Processes that compile candidates; empty for one a core", unit="processes", ge=1, le=256
     )

@@ -1,15 +1,19 @@
-"""What LLVM knows of CPUs: their names and instruction sets, and how this machine's CPU fits in."""
+"""What LLVM knows of CPUs: names, instruction sets, how this machine's CPU fits in; and what it is told of stacks."""
 
 from __future__ import annotations
 
 import difflib
+import functools
 import platform
+import re
+import tempfile
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from tvmlab.core import InputError
 
-__all__ = ["check_name", "features", "host_code", "host_name", "vector_bits"]
+__all__ = ["align_stacks", "aligned", "check_name", "features", "host_code", "host_name", "vector_bits"]
 
 # What LLVM calls an instruction set, and what Linux calls it.
 _LLVM_FLAGS = {
@@ -28,6 +32,10 @@ _ARM_FLAGS = {"sve": "+sve", "asimddp": "+dotprod", "asimdhp": "+fullfp16"}
 # Schedules say themselves what is a vector. LLVM's search for further ones in straight-line code takes up to half of
 # an unrolled kernel's compile time and seldom finds one worth having (docs/tvm.md).
 OPTIONS = ("-vectorize-slp=0",)
+
+_BUILD = "target.build.llvm"
+_LINE_BYTES = 64  # a cache line, and the widest vector
+_DEFINED = re.compile(r"^define\b.* #(\d+)\b[^#\n]*\{$", re.MULTILINE)
 
 
 def host_name() -> str:
@@ -94,3 +102,44 @@ def check_name(mcpu: Any, triple: str | None = None) -> None:
     names = [str(name) for name in codegen.llvm_get_cpu_archlist(probe)]
     close = difflib.get_close_matches(str(mcpu), names, n=4, cutoff=0.5) or names[-4:] or ["another triple"]
     raise InputError(f"LLVM knows no CPU {mcpu!r} for {triple}", remedy=f"it knows {', '.join(close)}")
+
+
+@functools.cache
+def align_stacks() -> None:
+    """Have TVM compile x86 code in this process whose functions align their stack frames to a cache line.
+
+    A function that runs out of vector registers keeps vectors on the stack. LLVM aligns these slots to 16 bytes only,
+    as the stack itself, unless the function was to have a frame pointer before registers were allocated
+    (`VirtRegMap::createSpillSlot`); so three processes of four, as the address of their stack falls, load and store
+    vectors across two cache lines, or two pages. Kernels took up to 2.4 times as long there (docs/tvm.md).
+    """
+    import tvm_ffi
+
+    usual = tvm_ffi.get_global_func(_BUILD)
+
+    def build(module: Any, target: Any) -> Any:
+        built = usual(module, target)
+        triple = str(target.attrs.get("mtriple", "")) or platform.machine()
+        return _reloaded(built) if triple.startswith(("x86", "AMD64")) else built
+
+    tvm_ffi.register_global_func(_BUILD, build, override=True)
+
+
+def _reloaded(built: Any) -> Any:
+    """A module of LLVM's with aligned stack frames. It is optimised already, and no machine code yet."""
+    import tvm
+
+    with tempfile.TemporaryDirectory(prefix="tvmlab-") as folder:
+        path = Path(folder) / "module.ll"
+        path.write_text(aligned(built.inspect_source("ll")))
+        return tvm.runtime.load_module(str(path))
+
+
+def aligned(source: str) -> str:
+    """LLVM's assembly language, the frames of the functions that it defines aligned to a cache line.
+
+    >>> aligned('define i32 @f(ptr %a) #0 {\\nattributes #0 = { noinline }\\nattributes #1 = { nounwind }')
+    'define i32 @f(ptr %a) #0 {\\nattributes #0 = { alignstack=64 noinline }\\nattributes #1 = { nounwind }'
+    """
+    groups = "|".join(sorted(set(_DEFINED.findall(source)))) or "none"
+    return re.sub(rf"^(attributes #(?:{groups}) = \{{)", rf"\1 alignstack={_LINE_BYTES}", source, flags=re.MULTILINE)

@@ -13,7 +13,7 @@ from matplotlib.ticker import MaxNLocator
 from tvmlab.core import InputError
 from tvmlab.plots_style import COLORS, GREY, new_axes, number, tidy
 
-__all__ = ["descent_figure", "descent_knobs", "descent_latency", "descent_map", "process_ratios"]
+__all__ = ["descent_figure", "descent_knobs", "descent_latency", "descent_map"]
 
 _INCUMBENT, _MOVED, _FAILED = COLORS[0], COLORS[1], COLORS[3]
 _LABELLED = 12  # moves that get their change written beside them
@@ -120,35 +120,6 @@ def descent_map(points: pd.DataFrame, path: Sequence[int], x: str, y: str, *, ax
     ax.set_ylabel(y)
     ax.tick_params(length=0)
     ax.spines[:].set_visible(False)
-    return ax
-
-
-def process_ratios(frame: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
-    """How far the same pairs of schedules scatter from process to process: a frame of `descent.in_processes`.
-
-    A dot is a pair, timed once in new processes: left in one, right in turns that several share.
-    """
-    pairs = list(frame.groupby(["kernel", "pair"], sort=False))
-    ax = ax if ax is not None else new_axes(2.0 + 0.75 * len(pairs), 3.8)
-    ranks = [part["pair"].iloc[0] + 1 for _, part in pairs]
-    names = [{2: "2nd", 3: "3rd"}.get(rank, f"{rank}th") for rank in ranks]
-    kernels = [part["kernel"].iloc[0] for _, part in pairs]
-    for kernel in dict.fromkeys(kernels):
-        middle = kernels.index(kernel) + (kernels.count(kernel) - 1) // 2
-        names[middle] += f"\n{kernel}"
-    ways = sorted(frame["processes"].unique())
-    for place, (_, part) in enumerate(pairs):
-        for side, way in enumerate(ways):
-            ratios = part.loc[part["processes"] == way, "ratio"]
-            beside = place + 0.34 * (side - (len(ways) - 1) / 2) + np.linspace(-0.09, 0.09, len(ratios))
-            label = f"in {way} process{'es' if way > 1 else ''}" if place == 0 else None
-            ax.plot(beside, ratios, "o", color=COLORS[1 - side % 2], ms=4, mec="#ffffff", mew=0.4, label=label)
-    ax.axhline(1, color=GREY, lw=1.0)
-    ax.set_xticks(range(len(pairs)), names, fontsize=8)
-    ax.set_xlabel("record, as its search ranked it")
-    ax.set_ylabel("latency, over the 1st record's")
-    ax.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=len(ways), borderaxespad=0.2)
-    tidy(ax, "y")
     return ax
 
 

@@ -15,6 +15,7 @@ from tvmlab.compat import idle_passes, load_meta_schedule, structural_key, to_pl
 from tvmlab.core import Assignment, InputError, RunError, TaskInfo
 from tvmlab.fold import fold
 from tvmlab.layouts import pack_sites
+from tvmlab.llvm import align_stacks
 from tvmlab.models import Model
 from tvmlab.targets import Target
 
@@ -173,6 +174,7 @@ def compile_model(lowered: Any, target: Target, database: Any = None, *, cuda_gr
     from tvm.relax import transform
 
     load_meta_schedule(target.kind)
+    align_stacks()
     config = {"relax.backend.use_cuda_graph": cuda_graph} if target.kind == "cuda" else {}
     with target.to_tvm(), tvm.transform.PassContext(3, disabled_pass=idle_passes(target.kind), config=config):
         if database is not None:

@@ -21,12 +21,11 @@ from typing import Any
 
 from tvmlab.compat import hide_torch
 from tvmlab.core import TrialStatus
-from tvmlab.measure.process import WorkerDied, WorkerProcess, WorkerTimeout, serve
+from tvmlab.measure.process import START_S, WorkerDied, WorkerProcess, WorkerTimeout, serve
 
 __all__ = ["Build", "BuilderPool"]
 
 _RECYCLE_AFTER = 400  # TVM keeps some memory of every module it compiled
-_START_S = 120.0
 
 
 @dataclass(frozen=True)
@@ -99,7 +98,7 @@ class BuilderPool:
         if self._jobs.get(worker, 0) >= _RECYCLE_AFTER:
             worker.kill()
         if worker.pid is None or worker not in self._jobs:
-            worker.request(("ping",), _START_S)
+            worker.request(("ping",), START_S)
             self._jobs[worker] = 0
         self._jobs[worker] += 1
 
@@ -147,9 +146,11 @@ def compile_to(module_json: str, target_json: dict[str, Any], folder: Path) -> s
     from tvm.s_tir.transform import RemoveWeightLayoutRewriteBlock
 
     from tvmlab.compat import idle_passes, load_meta_schedule
+    from tvmlab.llvm import align_stacks
     from tvmlab.nvrtc import compile_kernels
 
     load_meta_schedule(target_json["kind"])
+    align_stacks()
     if target_json["kind"] == "cuda":
         compile_kernels()
     target = tvm.target.Target(target_json)

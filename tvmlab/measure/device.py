@@ -20,7 +20,7 @@ from tvmlab.compat import hide_torch
 from tvmlab.core import Measurement, TrialStatus
 from tvmlab.measure.check import difference, make_input
 from tvmlab.measure.cold import ColdArguments
-from tvmlab.measure.process import end_with_parent_thread, serve
+from tvmlab.measure.process import serve
 from tvmlab.stats import turn_ratio
 
 _CACHE_BYTES = 3 << 30
@@ -30,10 +30,9 @@ _COLD_FACTOR = 4  # single calls scatter: so many more of them, of kernels that 
 _SLOW_DEFAULT_S = 0.05  # nobody needs to know such a kernel's latency well, and a layout step has a hundred of them
 _ONCE_S = 1.0  # a kernel slower than this is not run again
 _BEHIND = 0.1  # of the way from the best to `slow_factor`: a kernel slower than that gets a few repeats only
-_WITNESS_BYTES = 1 << 29  # as _CACHE_BYTES, of a process that is one of several
-TURNS_S = 4.0  # what all turns of a candidate and its rival may take
-LEAD = 0.99  # of its rival's latency has a candidate that leads; what is less, a descent can do without
-LEADER_FACTOR = 3  # so many times the turns for a candidate that leads
+_TURNS_S = 4.0  # what all turns of a candidate and its rival may take
+_LEAD = 0.99  # of its rival's latency has a candidate that leads; what is less, a descent can do without
+_LEADER_FACTOR = 3  # so many times the turns for a candidate that leads
 _CALL_S = 1e-4  # what calling a kernel from Python may cost beside running it
 
 
@@ -169,33 +168,6 @@ class Device:
             return Measurement(TrialStatus.OK, tuple(ours), rival_latencies_s=tuple(theirs))
         return Measurement(TrialStatus.OK, tuple(self._time(kernel, task, elapsed, options)))
 
-    def do_turns(
-        self,
-        key: str,
-        arguments: Sequence[tuple[Sequence[int], str]],
-        library: str,
-        rival: str,
-        turns: range,
-        number: int,
-        is_witness: bool,
-    ) -> Measurement:
-        """So many turns of a candidate and its rival, `number` calls each; both were checked where they ran first.
-
-        Only a witness takes up a task for that: it has no reference to check anything by.
-        """
-        if is_witness and key not in self._tasks:
-            self._tasks[key] = _Task(key, arguments, self._device)
-            self._evict(_WITNESS_BYTES)
-        self._tasks.move_to_end(key)
-        task, kernel = self._tasks[key], self._load(library)
-        other = self._rivals.get(key)
-        if other is None or other.library != rival:
-            other = self._rivals[key] = _Rival(rival, self._load(rival), 0.0)
-        for each in (kernel, other.kernel):
-            self._run_once(each, task.tensors)
-        ours, theirs = self._turns(kernel, other.kernel, task, number, turns, {"cold_cache_bytes": 0})
-        return Measurement(TrialStatus.OK, tuple(ours), rival_latencies_s=tuple(theirs))
-
     def _load(self, library: str) -> Any:
         import tvm
 
@@ -235,10 +207,10 @@ class Device:
         single_s = self._single(kernel, task, first_s, options)
         if single_s > _limit_s(options):
             return [single_s]
-        number, repeats = loops(single_s, options)
+        number, repeats = _loops(single_s, options)
         few = repeats if options["best_s"] is None else max(2, repeats // 4)
         found = self._samples(kernel, task, number, few, options)
-        if few < repeats and not is_behind([min(found)], [options["best_s"]], options):
+        if few < repeats and not _is_behind(min(found), options):
             found += self._samples(kernel, task, number, repeats - few, options)
         return found
 
@@ -248,22 +220,18 @@ class Device:
         """Latencies of a candidate and of its rival, seconds, a pair a turn; who begins alternates (a b, b a, ...).
 
         After the repeats, a candidate that leads gets twice as many more, for a paired test to decide by. One
-        far behind has a single turn, unless the rival is slower in that: then one of the two was interrupted. Where
-        turns are shared with other processes (`tvmlab.measure.witnesses`), only this one's part of the repeats.
+        far behind has a single turn, unless the rival is slower in that: then one of the two was interrupted.
         """
         single_s = self._single(kernel, task, first_s, options)
         if single_s > min(_limit_s(options), options["slow_factor"] * rival.single_s + _CALL_S):
             theirs_s = self._single(rival.kernel, task, self._run_once(rival.kernel, task.tensors), options)
             if single_s > theirs_s:
                 return [single_s], [theirs_s]
-        number, repeats = loops(min(single_s, rival.single_s), options)
-        affordable = max(1, int(TURNS_S / (number * (single_s + rival.single_s))))
-        if options["processes"] > 1:
-            turns = range(min(affordable, math.ceil(repeats / options["processes"])))
-            return self._turns(kernel, rival.kernel, task, number, turns, options)
+        number, repeats = _loops(min(single_s, rival.single_s), options)
+        affordable = max(1, int(_TURNS_S / (number * (single_s + rival.single_s))))
         found = self._turns(kernel, rival.kernel, task, number, range(min(repeats, affordable)), options)
-        if turn_ratio(*found) < LEAD:
-            turns = range(repeats, min(LEADER_FACTOR * repeats, affordable))
+        if turn_ratio(*found) < _LEAD:
+            turns = range(repeats, min(_LEADER_FACTOR * repeats, affordable))
             more = self._turns(kernel, rival.kernel, task, number, turns, options)
             found = found[0] + more[0], found[1] + more[1]
         return found
@@ -299,8 +267,8 @@ class Device:
         timer = kernel.time_evaluator("main", self._device, number=number, repeat=repeats, f_preproc=before)
         return [float(value) for value in timer(*tensors).results]
 
-    def _evict(self, most: int = _CACHE_BYTES) -> None:
-        while len(self._tasks) > 1 and sum(task.bytes for task in self._tasks.values()) > most:
+    def _evict(self) -> None:
+        while len(self._tasks) > 1 and sum(task.bytes for task in self._tasks.values()) > _CACHE_BYTES:
             self._tasks.popitem(last=False)
 
 
@@ -310,12 +278,12 @@ def _limit_s(options: dict[str, Any]) -> float:
     return _ONCE_S if best_s is None else min(_ONCE_S, options["slow_factor"] * best_s + _CALL_S)
 
 
-def is_behind(ours: Sequence[float], theirs: Sequence[float], options: dict[str, Any]) -> bool:
-    """Whether a candidate is so far behind that it need not be timed again (1.3 times for a `slow_factor` of 4)."""
-    return turn_ratio(ours, theirs) > 1 + _BEHIND * (options["slow_factor"] - 1)
+def _is_behind(single_s: float, options: dict[str, Any]) -> bool:
+    """Whether a candidate is so far behind the best (1.3 times for a `slow_factor` of 4) that it gets few repeats."""
+    return bool(single_s > (1 + _BEHIND * (options["slow_factor"] - 1)) * options["best_s"])
 
 
-def loops(single_s: float, options: dict[str, Any]) -> tuple[int, int]:
+def _loops(single_s: float, options: dict[str, Any]) -> tuple[int, int]:
     """How many calls a repeat has, and how many repeats there are."""
     number = max(1, math.ceil(options["min_repeat_ms"] / 1e3 / max(single_s, 1e-8)))
     if options["cold_cache_bytes"]:  # only a single call is cold, so a short kernel is repeated instead of looped
@@ -324,8 +292,7 @@ def loops(single_s: float, options: dict[str, Any]) -> tuple[int, int]:
 
 
 def main(device: str, file_descriptor: int) -> None:
-    """Serve until the parent is gone, or the thread that started this: it may be frozen then."""
-    end_with_parent_thread()
+    """Serve until the parent is gone."""
     serve(file_descriptor, Device(device).answer)
 
 

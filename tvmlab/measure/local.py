@@ -10,7 +10,6 @@ import time
 from collections.abc import Generator, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,6 @@ from tvmlab.measure.builder import Build, BuilderPool, discard, remove_build
 from tvmlab.measure.process import START_S, WorkerDied, WorkerProcess, WorkerTimeout
 from tvmlab.measure.rivals import RivalBuilds
 from tvmlab.measure.watch import NoWatch, Watch
-from tvmlab.measure.witnesses import Case, Witnesses
 from tvmlab.targets import Target
 from tvmlab.tasks import Task, arguments, default_gpu_schedule
 
@@ -65,10 +63,8 @@ class LocalMeasurer:
         self._rivals = RivalBuilds(lambda rival: self._builders.submit(_to_json(rival.payload.mod)), at_once)
         # By task: the path of the rival that was loaded, by which start of the device's process, and why not.
         self._loaded_rivals: dict[str, tuple[str, int, str]] = {}
-        start = partial(_started, target.device, log, environment)
-        self._device = start()
-        others = 0 if target.kind == "cuda" or is_cold else options.processes - 1
-        self._witnesses = Witnesses(others, start)
+        self._device = WorkerProcess("tvmlab.measure.device", [target.device], log, environment)
+        self._device.start()
         self._closing = threading.Event()
         self._turn = ThreadPoolExecutor(1, thread_name_prefix="device")
         self._watch = self._open_watch(folder / "device.jsonl")
@@ -88,7 +84,7 @@ class LocalMeasurer:
     @property
     def pids(self) -> list[int]:
         """Process ids of the living workers."""
-        return [*self._builders.pids, *([self._device.pid] if self._device.pid else []), *self._witnesses.pids]
+        return [*self._builders.pids, *([self._device.pid] if self._device.pid else [])]
 
     def measure_defaults(self, task_keys: Sequence[str]) -> Generator[Measurement]:
         """Measure the unscheduled kernels (on a GPU: TVM's default schedule), in order; builds start at once."""
@@ -199,11 +195,7 @@ class LocalMeasurer:
         if failed is not None:
             return failed
         beside = rival.path if rival and not refused else ""
-        timing, timeout_s = self._timing(key), self._options.run_timeout_s
-        found = self._request(("measure", key, path, timing, beside), timeout_s)
-        if found.rival_latencies_s:
-            case = Case(key, arguments(self._tasks[key].module), path, beside, timing, timeout_s)
-            found = self._witnesses.hear(self._device, case, found)
+        found = self._request(("measure", key, path, self._timing(key), beside), self._options.run_timeout_s)
         if refused and found.status is TrialStatus.OK:
             return replace(found, message=f"measured without its rival: {refused}")
         return found
@@ -277,7 +269,6 @@ class LocalMeasurer:
             "slow_factor": options.slow_factor,
             "check": options.check,
             "cold_cache_bytes": self._cold_cache_bytes,
-            "processes": len(self._witnesses) + 1,
             "best_s": self._best_s.get(key),
         }
 
@@ -305,17 +296,10 @@ class LocalMeasurer:
         self._closing.set()
         self._turn.shutdown(wait=False, cancel_futures=True)
         self._builders.close()
-        self._witnesses.close()
         self._device.kill()
         self._turn.shutdown(wait=True)
         self._device.kill()  # if the thread was just about to start it again
         self._scratch.cleanup()
-
-
-def _started(device: str, log: Path, environment: dict[str, str]) -> WorkerProcess:
-    worker = WorkerProcess("tvmlab.measure.device", [device], log, environment)
-    worker.start()
-    return worker
 
 
 def _to_json(module: Any) -> str:
