@@ -128,3 +128,19 @@ def report_mean(benchmark: str, ratios: Sequence[float], goal: float) -> None:
     """`report` of a geometric mean, with the interval of the paired randomization test (tvmlab.stats.paired_ratio)."""
     found = paired_ratio(ratios, np.ones(len(ratios)))
     report(benchmark, found.ratio, found.low, found.high, goal)
+
+
+def report_medians(benchmark: str, rows: Sequence[dict[str, Any]], ratio: Callable[[dict[str, Any]], float],
+                   goal: float) -> None:  # fmt: skip
+    """`report_mean` over the kernels of their medians over the seeds; before it a line a kernel, and one of all rows.
+
+    A search ends a quarter above or below the next now and then: a median over five seeds does not mind two of them.
+    """
+    medians = []
+    for kernel in dict.fromkeys(row["kernel"] for row in rows):
+        ratios = sorted(ratio(row) for row in rows if row["kernel"] == kernel)
+        medians.append(median(ratios))
+        print(f"{benchmark}, {kernel}: median {medians[-1]:.3f} of {', '.join(f'{each:.3f}' for each in ratios)}")
+    found = paired_ratio([ratio(row) for row in rows], np.ones(len(rows)))
+    print(f"{benchmark}, geometric mean of all rows: {found.ratio:.3f} [{found.low:.3f}, {found.high:.3f}]")
+    report_mean(benchmark, medians, goal)

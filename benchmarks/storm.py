@@ -9,8 +9,9 @@ descent, the other with 700 trials more, so that luck in the first 300 is no dif
 are timed in turns; wall time is the tuning time of the runs (state.json), the common part counted in both, from the
 workers' start to the last trial.
 
-A row of JSON for each kernel and seed, then a line for each ratio: geometric means over kernels and seeds with the 95 %
-interval of the paired randomization test (tvmlab.stats.paired_ratio; at least 6 pairs). The last line is the latency.
+A row of JSON for each kernel and seed. Then, for the wall time and last for the latency, the medians over the seeds and
+their geometric mean over the kernels, with the 95 % interval of the paired randomization test
+(tvmlab.stats.paired_ratio; at least 6 kernels).
 """
 
 import argparse
@@ -19,7 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from common import kept, report_mean
+from common import kept, report_medians
 from kernels import KERNELS, Compared, best_of, compare, model_of, task_of
 
 import tvmlab
@@ -90,9 +91,8 @@ def main() -> None:
         for name in names:
             what = {"kernel": name, "seed": seed, "storm": storm, "drops": drops, "starts": asked.starts, "long": long}
             rows.append(kept(asked.rows, what, partial(row_of, name, seed, storm, descent, long, folder)))
-    times = [row["short_s"] / row["long_s"] for row in rows]
-    for benchmark, ratios in (("storm.wall_time", times), ("storm", [row["ratio"] for row in rows])):
-        report_mean(benchmark, ratios, GOALS[benchmark])
+    report_medians("storm.wall_time", rows, lambda row: row["short_s"] / row["long_s"], GOALS["storm.wall_time"])
+    report_medians("storm", rows, lambda row: row["ratio"], GOALS["storm"])
 
 
 if __name__ == "__main__":
