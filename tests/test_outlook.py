@@ -77,7 +77,9 @@ def test_a_descent_puts_off_what_is_expected_to_be_slow_and_ends_beside_all_of_i
     valid = [point for point in around if point is not None and space.vary(start, point) is not None]
     tried = [trial.decisions for trial in trials]
     assert all(point in tried for point in valid)
-    assert slow.index(True) > len(slow) / 2  # the choice's neighbours came after the tiles'
+    # The choice's neighbours come after the tiles'; and once it was told that the model is right, after all else.
+    assert slow.index(True) > len(slow) / 5
+    assert sum(slow[: len(slow) // 2]) <= 2
 
 
 def test_a_way_that_led_far_uphill_is_taken_again_at_the_end_only(space):

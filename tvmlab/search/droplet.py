@@ -35,7 +35,7 @@ _PROMISING = 6  # directions that are followed two steps
 _RIM = 32  # pairs of steps tried before a descent ends
 _DOUBTFUL = 0.1  # a neighbour that is faster at this p-value, but not at the corrected one, is timed again
 _AGAIN = 2  # so many of a batch at most
-_UPHILL = 1.2  # times slower a direction led when it was last taken: it is put off
+_UPHILL = 1.2  # a direction that led to so many times the latency when it was last taken is put off
 
 Proposal = tuple[Candidate, tuple[Direction, ...]]  # and the steps from the incumbent that lead to it
 
@@ -49,8 +49,8 @@ class Droplet:
     of the fastest points are tried once no neighbour is left that looks promising. `others` are schedules in other
     valleys, with their latencies, that are walked down from before it ends. `known` are the trials of the same descent
     before it was interrupted, `earlier` those of other searches: a model of the knobs learns them, and says which
-    neighbours are measured first, and which last, because it expects them to be far slower: after all other starts, but
-    before the descent ends.
+    neighbours are measured first. Those that it expects to be far slower come after the others; and last, after all
+    other starts, those of them that lie in a direction which the descent has taken before.
 
     A neighbour becomes the incumbent if it is faster at `p_value` (`tvmlab.stats.faster`), divided by the number of
     neighbours told with it (Bonferroni: the best of many looks fast by chance); the fastest, if several are. Too few
@@ -287,8 +287,10 @@ class Droplet:
         expected = self._outlook.promising(candidate.sketch, candidate.decisions, [reached[way] for way in ways])
         promising = {way for way, is_fast in zip(ways, expected, strict=True) if is_fast}
         promising -= {way for way in ways if self._trends.get(way, 1.0) >= _UPHILL}
-        self._ways = [way for way in ways if way in promising]
-        self._put_off = [way for way in ways if way not in promising]
+        # The model may be wrong: a direction that was never taken is not put off, but comes after the others.
+        self._ways = [way for way in ways if way in promising or way not in self._trends]
+        self._ways.sort(key=lambda way: way not in promising)
+        self._put_off = [way for way in ways if way not in self._ways]
 
     def _rank(self, way: Direction, score: float) -> tuple[int, float]:
         """What led down before comes first, what led up last; between them what the model thinks best."""
