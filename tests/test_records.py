@@ -132,6 +132,14 @@ def test_a_newer_format_is_refused_and_left_alone(folder):
     assert json.loads(path.read_bytes()) == newer
 
 
+def test_a_run_with_a_knob_that_was_retired_can_be_read(folder):
+    path = folder.path / "experiment.json"
+    content = json.loads(path.read_text())
+    content["experiment"]["measure"]["processes"] = 4
+    path.write_text(json.dumps(content))
+    assert RunFolder.open(folder.path).experiment == folder.experiment
+
+
 @pytest.mark.parametrize("content", [None, "[]", "{}", '{"format": 1}', '{"format": "one", "experiment": {}}', "{"])
 def test_a_foreign_folder_is_refused(tmp_path, content):
     if content is not None:

@@ -137,7 +137,9 @@ class RunFolder:
     @property
     def experiment(self) -> Experiment:
         """What was asked."""
-        return Experiment.from_json(orjson.dumps(self.read_json("experiment.json")["experiment"]))
+        asked = self.read_json("experiment.json")["experiment"]
+        asked.get("measure", {}).pop("processes", None)  # a knob that there was for a day (decision 15)
+        return Experiment.from_json(orjson.dumps(asked))
 
     @property
     def environment(self) -> dict[str, Any]:
