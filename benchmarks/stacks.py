@@ -18,7 +18,10 @@ import json
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import nullcontext
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -35,16 +38,30 @@ from tvmlab.targets import target
 from tvmlab.tasks import arguments
 
 GOAL = 1.0
+WAYS = ("plain", "aligned")  # as TVM compiles, as tvmlab does
 _TURNS, _TURN_S = 9, 0.003
 _SCATTERED = 1.1
 
 
-def compiled(found: list[Candidate], folder: Path) -> list[str]:
-    """The libraries of some candidates, as this process compiles."""
+def compile_all(modules: list[str], way: str, folder: Path) -> list[str]:
+    """The libraries of some modules. For a new process: one that has compiled aligned once always does."""
+    with patch("tvmlab.llvm.align_stacks") if way == "plain" else nullcontext():
+        return [compile_to(text, target("cpu").attrs, Path(tempfile.mkdtemp(dir=folder))) for text in modules]
+
+
+def compiled(found: list[Candidate], folder: Path) -> list[tuple[str, ...]]:
+    """The libraries of some candidates, either way."""
     from tvm.ir import save_json
 
-    modules = [save_json(each.payload.mod) for each in found]
-    return [compile_to(text, target("cpu").attrs, Path(tempfile.mkdtemp(dir=folder))) for text in modules]
+    modules, libraries = [save_json(each.payload.mod) for each in found], []
+    for way in WAYS:
+        with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+            libraries.append(pool.submit(compile_all, modules, way, folder).result())
+    pairs = list(zip(*libraries, strict=True))
+    same = sum(Path(plain).read_bytes() == Path(aligned).read_bytes() for plain, aligned in pairs)
+    if same == len(pairs):
+        raise SystemExit("both ways give the same code: there is nothing to compare")
+    return pairs
 
 
 def timed(told: dict[str, Any]) -> list[list[float]]:
@@ -72,10 +89,7 @@ def row_of(name: str, trials: int, schedules: int, processes: int, folder: Path)
     task = task_of(model, cpu)
     run, _ = tune_tvmlab(model, trials, 0, folder / "runs")
     found = fastest_of(run.folder, task, cpu, schedules)
-    with patch("tvmlab.llvm.align_stacks"):  # TVM's own way, which cannot be had again once this was called
-        plain = compiled(found, folder)
-    libraries = list(zip(plain, compiled(found, folder), strict=True))
-    told = {"key": task.key, "arguments": arguments(task.module), "libraries": libraries}
+    told = {"key": task.key, "arguments": arguments(task.module), "libraries": compiled(found, folder)}
     command = [sys.executable, __file__, "--timed", json.dumps(told)]
     answers = [subprocess.run(command, capture_output=True, text=True, check=True).stdout for _ in range(processes)]
     return {"latencies_us": [json.loads(answer.splitlines()[-1]) for answer in answers]}
