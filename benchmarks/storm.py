@@ -7,7 +7,8 @@
 reach what 1,000 trials of Ansor do in less time. Both branch from one search of 300 trials: one run goes on with the
 descent, the other with 700 trials more, so that luck in the first 300 is no difference between them. Their best kernels
 are timed in turns; wall time is the tuning time of the runs (state.json), the common part counted in both, from the
-workers' start to the last trial.
+workers' start to the last trial. With --folder the searches that are there already are not done again, only the
+descents: a change of the descent can be measured beside the same searches.
 
 A row of JSON for each kernel and seed. Then, for the wall time and last for the latency, the medians over the seeds and
 their geometric mean over the kernels, with the 95 % interval of the paired randomization test
@@ -16,6 +17,7 @@ their geometric mean over the kernels, with the 95 % interval of the paired rand
 
 import argparse
 import tempfile
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,8 @@ from kernels import KERNELS, Compared, best_of, compare, model_of, task_of
 
 import tvmlab
 from tvmlab.experiment import Ansor, Droplet, Experiment
+from tvmlab.records import RunFolder
+from tvmlab.run import Run, begin
 from tvmlab.targets import target
 
 GOALS = {"storm.wall_time": 0.5, "storm": 1.0}
@@ -33,6 +37,12 @@ GOALS = {"storm.wall_time": 0.5, "storm": 1.0}
 def search(trials: int) -> Ansor:
     """So many trials, without an early end."""
     return Ansor(max_trials=trials, trials_per_kernel=trials, early_stopping_threshold=100_000)
+
+
+def done(folder: Path, name: str, start: Callable[..., Run]) -> Run:
+    """The finished run of this name in the folder, started if there is none."""
+    found = Run(RunFolder.open(name, folder)) if (folder / name).exists() else start(name=name)
+    return found.wait()
 
 
 def timed(found: Compared) -> dict[str, float]:
@@ -52,8 +62,9 @@ def row_of(name: str, seed: int, storm: int, descent: Droplet, long: int, folder
     model = model_of(name, folder)
     task = task_of(model, cpu)
     begun = Experiment(model=model, target="cpu", seed=seed, steps=[search(storm)])
-    first = tvmlab.tune(begun.afresh(), folder).wait()
-    short, whole = (tvmlab.fork(first, [step]).wait().folder for step in (descent, search(long - storm)))
+    first = done(folder, f"{name}-s{seed}-{storm}", partial(begin, begun, folder))
+    short = tvmlab.fork(first, [descent]).wait().folder
+    whole = done(folder, f"{name}-s{seed}-{storm}-{long}", partial(tvmlab.fork, first, [search(long - storm)])).folder
     ours, theirs = (best_of(run, task, cpu) for run in (short, whole))
     # Both may end with the same kernel: then there is nothing to time.
     same = ours.key == theirs.key

@@ -12,6 +12,7 @@ from tvmlab.core import Candidate, Trial, TrialStatus
 from tvmlab.search.droplet import Droplet
 from tvmlab.search.walkable import Numbered
 from tvmlab.spaces.knobs import Choice, Index, Tile
+from tvmlab.stats import LEAD, turn_ratio
 from tvmlab.testing import RecordedSpace
 
 TABLE = Path(__file__).parent.parent / "data" / "recorded_spaces" / "conv3x3_64x28.json"
@@ -161,7 +162,7 @@ def test_speculation_goes_on_along_the_ways_that_look_fast():
     droplet.tell(asked[1:], Clock(space, noise=0.15, pairs=20)(asked[1:]))
     start = asked[0].rival
     fast = [c for c in asked[1:] if space.latency_s(c) < space.latency_s(start)]
-    again, followed = droplet.ask(2), droplet.ask(100)
+    again, followed = droplet.ask(1), droplet.ask(100)
     assert {c.key for c in again} <= {c.key for c in asked}
     assert len(followed) >= len(fast) >= 2 and all(c.rival == start for c in followed)
     for candidate in followed:
@@ -223,6 +224,34 @@ def test_noise_does_not_move_it():
     assert moves <= 60 * 4 * 0.05 * 2 < by_median
 
 
+class Turns(Clock):
+    """As the device takes turns: five, and ten more for what then leads by 1 %."""
+
+    def __init__(self, space, **options):
+        super().__init__(space, pairs=5, **options)
+
+    def trial(self, candidate):
+        first, more = super().trial(candidate), super().trial(candidate)
+        more = more, super().trial(candidate)
+        if not first.rival or turn_ratio(first.latencies_s, first.rival_latencies_s) >= LEAD:
+            return first
+        return replace(
+            first,
+            latencies_s=sum((each.latencies_s for each in more), first.latencies_s),
+            rival_latencies_s=sum((each.rival_latencies_s for each in more), first.rival_latencies_s),
+        )
+
+
+def test_five_turns_that_all_look_faster_are_too_few_among_many():
+    """Small noise: none leads by 1 %, so each has five turns, and one in 32 is faster in all of them."""
+    moves = 0
+    for seed in range(60):
+        droplet = new(Flat(), seed=seed, latency_s=1e-4)
+        descend(droplet, Turns(Flat(), noise=0.004, seed=seed), total=32)
+        moves += droplet.moves
+    assert moves <= 60 * 4 * 0.05  # 43, where five in its favour were enough
+
+
 def test_a_small_gain_is_seen_through_drift():
     class Slope(Tiled):
         def latency_s(self, candidate):
@@ -278,6 +307,8 @@ def test_too_few_pairs_must_all_be_in_its_favour():
     (trial,) = Clock(Tiled())([asked])
     droplet.tell([asked], [replace(trial, latencies_s=[1e-4, 3e-4], rival_latencies_s=[2e-4, 2e-4])])
     assert droplet.moves == 0
+    droplet.tell([asked], [replace(trial, latencies_s=[1.995e-4] * 3, rival_latencies_s=[2e-4] * 3)])
+    assert droplet.moves == 0  # a lead of less than 1 % had no more turns, so they say nothing
 
 
 def test_without_rival_latencies_the_medians_decide():

@@ -6,6 +6,7 @@ neighbour that became the rival of later ones was moved to. Nothing here needs T
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from statistics import median
 from typing import Any
@@ -16,7 +17,7 @@ import pandas as pd
 from tvmlab import frames
 from tvmlab.core import EnumeratedSpace, InputError, Trial
 from tvmlab.records import RunFolder
-from tvmlab.stats import faster
+from tvmlab.stats import is_faster
 from tvmlab.steps import Droplet
 
 __all__ = ["P_VALUE", "STRATEGY", "moves", "of", "of_trials", "summary"]
@@ -166,18 +167,21 @@ def _last(tried: Sequence[Trial], p_value: float) -> set[int]:
     """Where the trial is that led to a move of which no later trial tells; empty if there was none.
 
     By the rule of tvmlab.search.droplet: the fastest of those that beat the last incumbent at the p-value, divided by
-    how many were timed beside it; with too few pairs for that, in every pair.
+    how many were timed beside it once; what was timed beside it again is a test of its own.
     """
     stood_on = next((trial.rival for trial in reversed(tried) if trial.rival), None)
-    rivals = [place for place, trial in enumerate(tried) if trial.ok and trial.rival and trial.rival == stood_on]
-    winners = [place for place in rivals if _beats(tried[place], p_value / len(rivals))]
+    rivals = {trial.key: place for place, trial in enumerate(tried) if trial.rival == stood_on}  # the last of each
+    times = Counter(trial.key for trial in tried)
+    once = sum(tried[place].ok and times[key] == 1 for key, place in rivals.items())
+    winners = [
+        place for key, place in rivals.items() if _beats(tried[place], p_value, 1 if times[key] > 1 else max(1, once))
+    ]
     return {min(winners, key=lambda place: _ratio(tried[place]))} if winners else set()
 
 
-def _beats(trial: Trial, significance: float) -> bool:
-    if 0.5 ** len(trial.latencies_s) > significance:
-        return _outcome(trial) == "faster"
-    return faster(trial.latencies_s, trial.rival_latencies_s) <= significance
+def _beats(trial: Trial, p_value: float, tests: int) -> bool:
+    paired = trial.ok and bool(trial.rival)
+    return paired and is_faster(trial.latencies_s, trial.rival_latencies_s, p_value, tests)
 
 
 def _ratio(trial: Trial) -> float:

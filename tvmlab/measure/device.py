@@ -21,7 +21,7 @@ from tvmlab.core import Measurement, TrialStatus
 from tvmlab.measure.check import difference, make_input
 from tvmlab.measure.cold import ColdArguments
 from tvmlab.measure.process import serve
-from tvmlab.stats import turn_ratio
+from tvmlab.stats import LEAD, turn_ratio
 
 _CACHE_BYTES = 3 << 30
 _EVICT = "cache_flush_cpu_non_first_arg"  # TVM's: flushes each cache line of the arguments, so from all cores' caches
@@ -31,7 +31,6 @@ _SLOW_DEFAULT_S = 0.05  # nobody needs to know such a kernel's latency well, and
 _ONCE_S = 1.0  # a kernel slower than this is not run again
 _BEHIND = 0.1  # of the way from the best to `slow_factor`: a kernel slower than that gets a few repeats only
 _TURNS_S = 4.0  # what all turns of a candidate and its rival may take
-_LEAD = 0.99  # of its rival's latency has a candidate that leads; what is less, a descent can do without
 _LEADER_FACTOR = 3  # so many times the turns for a candidate that leads
 _CALL_S = 1e-4  # what calling a kernel from Python may cost beside running it
 
@@ -230,7 +229,7 @@ class Device:
         number, repeats = _loops(min(single_s, rival.single_s), options)
         affordable = max(1, int(_TURNS_S / (number * (single_s + rival.single_s))))
         found = self._turns(kernel, rival.kernel, task, number, range(min(repeats, affordable)), options)
-        if turn_ratio(*found) < _LEAD:
+        if turn_ratio(*found) < LEAD:
             turns = range(repeats, min(_LEADER_FACTOR * repeats, affordable))
             more = self._turns(kernel, rival.kernel, task, number, turns, options)
             found = found[0] + more[0], found[1] + more[1]

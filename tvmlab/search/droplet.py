@@ -13,6 +13,7 @@ fastest points known (tvmlab.search.offspring), and, if it is given other starts
 from __future__ import annotations
 
 import zlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import chain, combinations
@@ -27,7 +28,7 @@ from tvmlab.search.outlook import Outlook
 from tvmlab.search.scout import Scout, Start, name_of
 from tvmlab.search.walkable import Walkable
 from tvmlab.spaces.knobs import Direction, directions, stepped
-from tvmlab.stats import faster
+from tvmlab.stats import faster, is_faster
 
 __all__ = ["Droplet"]
 
@@ -52,12 +53,11 @@ class Droplet:
     neighbours are measured first. Those that it expects to be far slower come after the others; and last, after all
     other starts, those of them that lie in a direction which the descent has taken before.
 
-    A neighbour becomes the incumbent if it is faster at `p_value` (`tvmlab.stats.faster`), divided by the number of
-    neighbours told with it (Bonferroni: the best of many looks fast by chance); the fastest, if several are. Too few
-    pairs for any outcome to be significant (a replayed table, a very slow kernel) must all be in its favour; if it was
-    timed alone, its median must be lower. One that was timed beside an earlier incumbent, and looks faster than the
-    present one, is asked for once more; so are the two of a batch that are likeliest to be faster, if none is shown to
-    be.
+    A neighbour becomes the incumbent if it is faster at `p_value` (`tvmlab.stats.is_faster`), divided by the number of
+    neighbours told with it (the best of many looks fast by chance); the fastest, if several are. If it was timed alone,
+    its median must be lower. One that was timed beside an earlier incumbent, and looks faster than the present one, is
+    asked for once more; so are the two of a batch that are likeliest to be faster, if none is shown to be. They are
+    timed again one after the other, each a test of its own.
     """
 
     name = "droplet"
@@ -185,7 +185,7 @@ class Droplet:
                 yield replace(contender, rival=self._incumbent), ()
         if self._contending & self._under_way.keys():
             return  # where to look around is not known yet
-        while self._rematches:
+        while self._rematches and not self._rematched & self._under_way.keys():
             candidate = self._rematches.pop(0)
             if self._scores[candidate.key] < self._scores.get(self._incumbent.key, np.inf):
                 self._rematched.add(candidate.key)
@@ -324,14 +324,8 @@ class Droplet:
         What was asked for again was chosen by other pairs than these: it is not one of the many that look fast.
         """
         rivals = [trial for trial in trials if trial.ok and self._is_against_incumbent(trial)]
-        chosen = [trial for trial in rivals if trial.key in self._rematched]
-        fresh = [trial for trial in rivals if trial.key not in self._rematched]
-        winners = [
-            trial
-            for part in (chosen, fresh)
-            for trial in part
-            if self._beats_incumbent(trial, self._p_value / len(part))
-        ]
+        fresh = sum(trial.key not in self._rematched for trial in rivals)
+        winners = [t for t in rivals if self._beats_incumbent(t, 1 if t.key in self._rematched else fresh)]
         return min(winners, key=lambda trial: self._scores[trial.key], default=None)
 
     def _doubtful(self, trials: Sequence[Trial]) -> list[Trial]:
@@ -345,14 +339,11 @@ class Droplet:
         found = [trial for trial in paired if chances.get(trial.key, 1.0) <= _DOUBTFUL]
         return sorted(found, key=lambda trial: chances[trial.key])[:_AGAIN]
 
-    def _beats_incumbent(self, trial: Trial, significance: float) -> bool:
+    def _beats_incumbent(self, trial: Trial, tests: int) -> bool:
         assert self._incumbent is not None
         if not trial.rival:
             return self._scores[trial.key] < self._scores.get(self._incumbent.key, np.inf)
-        pairs = list(zip(trial.latencies_s, trial.rival_latencies_s, strict=True))
-        if 0.5 ** len(pairs) > significance:
-            return all(ours < theirs for ours, theirs in pairs)
-        return faster(trial.latencies_s, trial.rival_latencies_s) <= significance
+        return is_faster(trial.latencies_s, trial.rival_latencies_s, self._p_value, tests)
 
     def _is_against_incumbent(self, trial: Trial) -> bool:
         """Whether a trial says how a candidate compares with the incumbent; alone, by the medians."""
@@ -380,7 +371,8 @@ class Droplet:
         if stood_on is not None:
             self.moves = len(rivals)
             self._stand_on(stood_on)
-        best = self._winner(known)
+        self._rematched = {key for key, times in Counter(trial.key for trial in known).items() if times > 1}
+        best = self._winner(list(trials.values()))
         beaten_by = self._again(best) if best is not None else None
         if beaten_by is not None:
             self.moves += 1
