@@ -9,11 +9,12 @@ import pytest
 from fake_measurer import FakeMeasurer, keys, stop_after
 from tvm.s_tir import Schedule
 
-from tvmlab import frames, strategies
+from tvmlab import descent, frames, strategies
 from tvmlab.compat import read_database
 from tvmlab.core import InputError
 from tvmlab.experiment import Ansor, AutoTVM, Droplet, Repeat
 from tvmlab.search_process import search
+from tvmlab.session import Session
 from tvmlab.spaces.sketch import SketchSpace
 from tvmlab.testing import RecordedSpace
 
@@ -245,6 +246,17 @@ def test_the_run_says_which_tasks_ended_at_a_local_minimum(make_folder, capfd):
     assert "the descent of 2 of 2 tasks ended at a local minimum" in folder.state.message
     log = capfd.readouterr().out
     assert log.count("a local minimum at") == 2 and "step 1: droplet, task " in log
+    endings = descent.summary(folder)["ending"]
+    assert len(endings) == 2 and endings.str.startswith("a local minimum at").all()
+
+
+def test_a_time_limit_does_not_hide_how_the_descents_ended(make_folder, monkeypatch):
+    """Of two steps the first ends at minima, the second is cut off."""
+    monkeypatch.setattr(Session, "is_over", property(lambda session: session.steps_done > 0))
+    folder = make_folder(steps=[Droplet(trials=400), Ansor(trials_per_kernel=100)])
+    search(folder, threading.Event(), lambda tasks, target, where: FakeMeasurer())
+    assert "the time limit was reached" in folder.state.message
+    assert "the descent of 2 of 2 tasks ended at a local minimum" in folder.state.message
 
 
 def test_the_task_that_costs_most_now_comes_first(make_folder, run, tiny_tasks):

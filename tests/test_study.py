@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 from test_study_design import ARMS, LONG, SHORT, design
 
@@ -60,7 +61,7 @@ class Fake:
         failed = folder.id in self.fail
         state = folder.read_json("state.json")
         folder.write_json("state.json", {
-            **state, "status": "failed" if failed else "done", "elapsed_s": elapsed_s, "trials": 4,
+            **state, "status": "failed" if failed else "done", "elapsed_s": elapsed_s, "wall_s": 2 * elapsed_s, "trials": 4,
             "estimate_s": estimate_ms / 1e3, "untuned_s": 1.0, "message": "on purpose" if failed else "",
             "heartbeat_s": state["started_s"] + 2 * elapsed_s,
         })  # fmt: skip
@@ -107,8 +108,12 @@ def test_the_frame_says_what_each_cell_cost_and_gave(fake, tmp_path):
     assert (row["end_to_end_ms"], row["untuned_ms"], row["onnxruntime_ms"]) == (81.0, 1000.0, 50.0)
     assert (row["speedup"], row["vs_onnxruntime"]) == (pytest.approx(1000 / 81), pytest.approx(81 / 50))
     assert row["max_error"] == 1e-6
-    assert (row["search_s"], row["source_search_s"]) == (15.0, 10.0)  # it branches from one that transfers
-    assert frame.loc["alexnet", "squeezenet", "transfer"]["source_search_s"] == 10.0
+    assert (row["search_s"], row["source_search_s"]) == (30.0, 20.0)  # it branches from one that transfers
+    assert frame.loc["alexnet", "squeezenet", "transfer"]["source_search_s"] == 20.0
+    assert row["transferred"] == 0 and np.isnan(frame.loc["alexnet", "", "search"]["transferred"])
+    rows = [{"key": "", "outcome": "not valid"}, {"key": "a", "outcome": "tried"}, {"key": "b", "outcome": "tried"}]
+    done.run_of(next(cell for cell in done.plan if cell.name == row["run"])).write_json("transfer.json", {"rows": rows})
+    assert done.frame().set_index("run").loc[row["run"], "transferred"] == 2
     samples = done.samples()
     assert set(samples["arm"]) == {*ARMS, "untuned", "onnxruntime"} and len(samples) == 2 * (4 + 2) * 3
     assert samples.query("arm == 'search' and model == 'alexnet'")["latency_ms"].tolist() == [100.0, 101.0, 102.0]
@@ -127,6 +132,10 @@ def test_a_study_that_failed_halfway_goes_on_without_repeating_what_is_done(fake
     assert "squeezenet-s0-search" not in fake.made and fake.made[0] == "alexnet-s0-search" and len(fake.made) == 4
     assert again.problems == ["alexnet, seed 0 could not be timed: the runtime died: start it again",
                               "squeezenet, seed 0 could not be timed: the runtime died: start it again"]  # fmt: skip
+    kept = {"subjects": {"onnxruntime": {"samples_ms": [50.0]}}}
+    again.write_comparison("alexnet", 0, kept)  # as of the arms that were done before
+    assert len(tvmlab.study(tmp_path / "s").problems) == 2
+    assert again.comparison("alexnet", 0) == {**kept, "error": "the runtime died: start it again"}
     fake.fail, fake.made = set(), []
     assert tvmlab.study(tmp_path / "s").is_done and fake.made == []
     assert len(fake.timed[-1]) == 4

@@ -1,6 +1,7 @@
 """The transfer strategy, and whole runs that transfer: real schedules, invented latencies."""
 
 import threading
+from collections import Counter
 from dataclasses import replace
 
 import pytest
@@ -8,8 +9,8 @@ from fake_measurer import FakeMeasurer
 from net import Net
 
 from tvmlab import frames, search_process
-from tvmlab.core import Candidate, InputError, Roofline, TaskInfo, Trial, TrialStatus
-from tvmlab.experiment import Ansor, AutoTVM, Experiment, TransferTuning
+from tvmlab.core import Candidate, InputError, Roofline, TaskInfo, Trial, TrialStatus, standing
+from tvmlab.experiment import Ansor, AutoTVM, Droplet, Experiment, Repeat, TransferTuning
 from tvmlab.records import RunFolder
 from tvmlab.run import tune
 from tvmlab.search.transfer import Transfer
@@ -107,6 +108,7 @@ def run(cpu, monkeypatch):
 
 
 ANSOR = Ansor(max_trials=24, population=16, generations=1)
+AFRESH = ANSOR.model_copy(update={"reuse": False})
 
 
 @pytest.fixture(scope="module")
@@ -247,3 +249,26 @@ def test_a_source_without_records_is_refused_before_a_folder_is_written(models, 
     with pytest.raises(InputError, match=r"'alexnet' has no finished run.*tune it first"):
         tune(experiment, tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_steps_compose(run, models, tuned):
+    """A descent, a transfer into the same run, and a descent from what the transfer found: the report's future work."""
+    droplet, transfer = Droplet(trials=12), TransferTuning(models["source"])
+    folder = run(tuned.path.parent, models["target"], AFRESH, droplet, transfer, droplet)
+    trials = [trial for trial in folder.trials() if trial.trial > 0]
+    steps = [{trial.strategy for trial in trials if trial.step == number} for number in range(4)]
+    assert steps == [{"evolution"}, {"droplet"}, {"transfer"}, {"droplet"}] and folder.state.status == "done"
+    for key in {trial.task_key for trial in trials}:
+        before = [trial for trial in standing(trials) if trial.task_key == key and trial.step < 3 and trial.ok]
+        first = next(trial for trial in trials if trial.task_key == key and trial.step == 3)
+        assert first.rival == min(before, key=lambda trial: trial.latency_s).key
+
+
+def test_bursts_with_a_transfer(run, models, tuned):
+    parts = [AFRESH.model_copy(update={"max_trials": 8}), TransferTuning(models["source"]), Droplet(max_trials=8)]
+    folder = run(tuned.path.parent, models["target"], Repeat(2, parts))
+    trials = [trial for trial in folder.trials() if trial.trial > 0]
+    taken = Counter((trial.step, trial.strategy) for trial in trials)
+    assert folder.state.status == "done" and folder.state.steps_done == 6
+    assert taken[0, "evolution"] == taken[3, "evolution"] == 8 and taken[2, "droplet"] == taken[5, "droplet"] == 8
+    assert taken[1, "transfer"] > 0 and taken[4, "transfer"] == 0  # what was tried is not measured again

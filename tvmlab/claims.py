@@ -179,7 +179,9 @@ def _sentence(row: dict[str, Any], margin: float, confidence: float, count: int)
             f"{over}, however large; at least {least} are needed."
         )
     largest = 100 * max(row["high"] - 1, 1 - row["low"])
-    bound = f"no difference larger than {largest:.2g} % at {confidence:.0%}"
+    # The interval is not corrected over the cells, as the p-value is.
+    alone = ", this cell by itself" if count > 1 else ""
+    bound = f"no difference larger than {largest:.2g} % at {confidence:.0%}{alone}"
     if largest <= 100 * margin:
         return f"{measured} ({interval}): {bound}, so none that matters ({100 * margin:g} %)."
     return (

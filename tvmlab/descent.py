@@ -32,10 +32,11 @@ _COLUMNS = (
 
 def summary(run: Any) -> pd.DataFrame:
     """The droplet searches of runs, one row a run, task and step: run, task, task_key, step, tried, moves, start_us,
-    end_us, gain.
+    end_us, gain, ending.
 
     `start_us` is the start's latency, `end_us` that of the last point moved to, and `gain` what the moves saved: each
-    move's ratio multiplied, as pairs that share what drifts.
+    move's ratio multiplied, as pairs that share what drifts. `ending` says that nothing beside the last point was left
+    to try (a local minimum); it is empty where the trials or the time ended first, or if that was not noted yet.
     """
     rows = []
     for folder in frames.folders(run):
@@ -47,8 +48,8 @@ def summary(run: Any) -> pd.DataFrame:
             for step in sorted({trial.step for trial in trials if trial.strategy == STRATEGY and trial.rival}):
                 row = {"run": folder.id, "task": names.get(key, key), "task_key": key, "step": step}
                 found = of_trials(trials, step=step, p_value=_p_value(folder, step))
-                rows.append({**row, **_summary_of(found)})
-    columns = ["run", "task", "task_key", "step", "tried", "moves", "start_us", "end_us", "gain"]
+                rows.append({**row, **_summary_of(found), "ending": folder.minima.get(str(step), {}).get(key, "")})
+    columns = ["run", "task", "task_key", "step", "tried", "moves", "start_us", "end_us", "gain", "ending"]
     return pd.DataFrame(rows, columns=columns)
 
 

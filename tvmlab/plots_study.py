@@ -24,14 +24,15 @@ _PLACES = 300  # at which the searches of several seeds are read off
 def arm_costs(frame: pd.DataFrame, *, versus: str = "onnxruntime", ax: Axes | None = None) -> Axes:
     """Whole-model latency against tuning time, a colour an arm, a marker a model, for a study's frame.
 
-    Latency is the multiple of `versus` ("onnxruntime" or "untuned"), measured in turns. A dot is the median over the
+    Latency is the multiple of `versus` ("onnxruntime" or "untuned"), turn by turn. A dot is the median over the
     seeds, the bar goes from the least to the largest; the dots of an arm stand a little side by side. The grey whisker
     of an arm that transfers adds the search of the runs it takes its schedules from. Raises InputError for another
     `versus`, or where nothing was timed yet.
     """
     if versus not in ("onnxruntime", "untuned"):
         raise InputError(f"nothing was timed against {versus!r}", remedy="versus is 'onnxruntime' or 'untuned'")
-    shown = frame.assign(ratio=frame["end_to_end_ms"] / frame[f"{versus}_ms"]).dropna(subset="ratio")
+    ratio = frame["vs_onnxruntime"] if versus == "onnxruntime" else 1 / frame["speedup"]
+    shown = frame.assign(ratio=ratio).dropna(subset="ratio")
     if shown.empty:
         raise InputError("no whole model of this study was timed yet", remedy="let the study go on")
     ax = ax if ax is not None else new_axes(8.0, 4.2)

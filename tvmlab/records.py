@@ -7,6 +7,7 @@
      reuse.json         what it takes from earlier runs (tvmlab.reuse)
      transfer.json      where transferred schedules came from and what became of them (tvmlab.transfer_step)
      selective.json     which tasks are alike, which were searched and why (tvmlab.selective_step)
+     minima.json        by step and task, at which local minimum a descent ended
      refine.json        schedules that lost in the whole model (tvmlab.measure.refine)
      trials.jsonl       one Trial a line, appended and flushed
      device.jsonl       on a GPU, a line a batch: clocks, power, temperature, throttled (tvmlab.measure.watch)
@@ -34,9 +35,10 @@ from filelock import FileLock, Timeout
 from tvmlab.core import Assignment, MissingTool, Packing, RecordError, Roofline, RunError, TaskInfo, Trial, TrialStatus
 from tvmlab.experiment import Experiment
 
-__all__ = ["FORMAT", "RunFolder", "State", "TrialWriter", "cut_torn_line", "default_runs_dir"]
+__all__ = ["FORMAT", "MINIMA_FILE", "RunFolder", "State", "TrialWriter", "cut_torn_line", "default_runs_dir"]
 
 FORMAT = 1
+MINIMA_FILE = "minima.json"
 _BESIDE = ("rival", "rival_latencies_s", "reference_s")  # of a trial: most have none
 _LOCK_WAIT_S = 5.0  # a reader that looks at the status holds the lock for an instant
 _STALE_START_S = 120.0  # a search process that has not taken the lock by then never will
@@ -51,9 +53,11 @@ def default_runs_dir() -> Path:
 class State:
     """state.json: what the search process last said of itself. Times are Unix seconds, durations and estimates seconds.
 
-    `elapsed_s` is the tuning time over all sessions; `phases` splits it (search_s, build_wait_s, run_s); `phase` says
-    what goes on now; `steps_done` counts the experiment's stages that are finished, which a resumed run passes over.
-    `launcher` is the process that is about to start the search process, for as long as there is no `pid`.
+    `elapsed_s` is the tuning time over all sessions; `wall_s` that of their processes, from the launch: importing and
+    lowering the model included; a fork's begin with those of the run that it goes on from. `phases` splits `elapsed_s`
+    (search_s, build_wait_s, run_s); `phase` says what goes on now; `steps_done` counts the experiment's stages that are
+    finished, which a resumed run passes over. `launcher` is the process that is about to start the search process, for
+    as long as there is no `pid`.
     """
 
     status: str = "running"
@@ -62,6 +66,7 @@ class State:
     started_s: float = 0.0
     heartbeat_s: float = 0.0
     elapsed_s: float = 0.0
+    wall_s: float = 0.0
     trials: int = 0
     total_trials: int = 0
     steps_done: int = 0
@@ -172,6 +177,11 @@ class RunFolder:
         return {site: packing for site, packing in packings.items() if packing.block}
 
     @property
+    def minima(self) -> dict[str, dict[str, str]]:
+        """By step and task, how a descent ended that had nothing left to try; empty for runs of before it was noted."""
+        return self.read_json(MINIMA_FILE, missing={})
+
+    @property
     def comparison(self) -> dict[str, Any] | None:
         """What tvmlab.compare measured, None if it was not run."""
         return self.read_json("compare.json", missing=None)
@@ -179,14 +189,14 @@ class RunFolder:
     @property
     def state(self) -> State:
         """The last state written, with the status corrected if its process died."""
-        state = State(**self.read_json("state.json", missing={"status": "failed", "message": "state.json is missing"}))
+        state = self._state()
         if state.status != "running" or self.is_locked():
             return state
         # Not yet locked: it is starting, if what starts it did not die over it.
         if time.time() - state.started_s < _STALE_START_S and _is_alive(state.pid or state.launcher):
             return state
         # The process may have written its last word and let go of the lock since the first look.
-        state = State(**self.read_json("state.json"))
+        state = self._state()
         if state.status != "running":
             return state
         return replace(
@@ -194,6 +204,14 @@ class RunFolder:
             status="failed",
             message="the search process died; tvmlab resume continues (its output is in log.txt)",
         )
+
+    def _state(self) -> State:
+        """The last state written, as it is there."""
+        found = self.read_json("state.json", missing={"status": "failed", "message": "state.json is missing"})
+        if "wall_s" not in found:  # before it was noted; such a run had one session, as far as is known
+            before_s = self.read_json("fork.json", missing={}).get("elapsed_s", 0.0)
+            found["wall_s"] = before_s + found.get("heartbeat_s", 0.0) - found.get("started_s", 0.0)
+        return State(**found)
 
     @property
     def status(self) -> str:

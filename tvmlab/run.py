@@ -43,6 +43,7 @@ _FORKED = (
     "environment.json",
     "transfer.json",
     "selective.json",
+    "minima.json",
     "refine.json",
     "reuse.json",
 )

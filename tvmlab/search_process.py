@@ -125,20 +125,18 @@ def _local_measurer(tasks: list[Task], target: Target, folder: RunFolder) -> Mea
 
 def _outcome(session: Session) -> tuple[str, str]:
     spent = session.plan is None and session.trials >= session.total_trials
-    if session.steps_done < len(session.experiment.stages) and not spent:
-        if session.stop.is_set():
-            return "stopped", "stopped on request; tvmlab resume continues to the total that was asked"
-        said = [reuse.said_of_reuse(session.folder), _said_of_clocks(session.folder)]
-        return "done", "; ".join(["the time limit was reached", *filter(None, said)])
-    parts = [*filter(None, [reuse.said_of_reuse(session.folder)])]
-    parts += filter(None, [_said_of_clocks(session.folder)])
-    if session.fell_short:
+    cut_short = session.steps_done < len(session.experiment.stages) and not spent
+    if cut_short and session.stop.is_set():
+        return "stopped", "stopped on request; tvmlab resume continues to the total that was asked"
+    folder = session.folder
+    parts = ["the time limit was reached" if cut_short else "", reuse.said_of_reuse(folder), _said_of_clocks(folder)]
+    if session.fell_short and not cut_short:
         parts.append("every task stopped early or has no more candidates")
-    if minima := len(session.local_minima):
+    if minima := len({key for ended in session.minima.values() for key in ended} & session.tasks.keys()):
         parts.append(f"the descent of {minima} of {len(session.tasks)} tasks ended at a local minimum")
     if kept := session.kept_default:
         parts.append(f"nothing could be tried for {', '.join(sorted(kept))}, which keep the default schedule")
-    return "done", "; ".join([*parts, *filter(None, [transferred(session.folder), selected(session.folder)])])
+    return "done", "; ".join(filter(None, [*parts, transferred(folder), selected(folder)]))
 
 
 def _said_of_clocks(folder: RunFolder) -> str:

@@ -13,7 +13,7 @@ from tvmlab.compat import DATABASE_FILES, load_meta_schedule
 from tvmlab.core import Candidate, Measurement, Measurer, Strategy, TaskInfo, Trial
 from tvmlab.experiment import LayoutTuning
 from tvmlab.layout_plan import LayoutPlan
-from tvmlab.records import RunFolder, State, TrialWriter, cut_torn_line
+from tvmlab.records import MINIMA_FILE, RunFolder, State, TrialWriter, cut_torn_line
 from tvmlab.reuse import Reuse
 from tvmlab.targets import Target
 from tvmlab.tasks import Task
@@ -25,8 +25,8 @@ class Session:
     """One session of a run: from start or resume until it is done or stopped. Writes the folder.
 
     `tasks` are those worked on now; `plan` is that of a layout step which is not done yet; `steps_done` counts the
-    stages that are finished; `fell_short` says that one of them ended before its budget; `local_minima` are the keys of
-    the tasks whose descent ended at one; `planned` has the trials of the steps that know more than their options say.
+    stages that are finished; `fell_short` says that one of them ended before its budget; `minima` says by step and task
+    at which local minimum a descent ended; `planned` has the trials of the steps that know more than their options say.
     `limit_s` is the experiment's time limit, or for a while an earlier one.
     """
 
@@ -61,12 +61,13 @@ class Session:
         self._writer = TrialWriter(folder)
         earlier = folder.state
         self.steps_done = earlier.steps_done
-        self.local_minima: set[str] = set()
+        self.minima: dict[str, dict[str, str]] = folder.minima
         self._without_trials: set[str] = set()
         self.fell_short = False
         self.limit_s = folder.experiment.time_limit_s
         self.planned: dict[int, int] = {}
         self._earlier_s = earlier.elapsed_s
+        self._earlier_wall_s, self._launched_s = earlier.wall_s, earlier.started_s
         self._earlier_phases = earlier.phases
         self._started = time.monotonic()
         self.trials = max((trial.trial for trial in self.history), default=0)
@@ -112,7 +113,7 @@ class Session:
         return {key: self._best_s.get(key) for key in keys}
 
     def ended(self, key: str, strategy: Strategy) -> None:
-        """Note in the log how the search of a task ended, where its strategy can tell: `ending`, `local_minimum`.
+        """Note how the search of a task ended, where its strategy can tell: `ending`, `local_minimum`.
 
         One that ended without any trial is noted too: its space has nothing to measure.
         """
@@ -123,7 +124,8 @@ class Session:
         if ending:
             print(f"{self.phase}, task {self.tasks[key].info.name}: {ending}", flush=True)
         if getattr(strategy, "local_minimum", False):
-            self.local_minima.add(key)
+            self.minima.setdefault(str(self.steps_done), {})[key] = ending
+            self.folder.write_json(MINIMA_FILE, self.minima)
 
     @property
     def kept_default(self) -> list[str]:
@@ -146,6 +148,7 @@ class Session:
             status=status,
             heartbeat_s=time.time(),
             elapsed_s=self.elapsed_s,
+            wall_s=self._earlier_wall_s + time.time() - self._launched_s,
             trials=self.trials,
             total_trials=self.total_trials,
             steps_done=self.steps_done,

@@ -183,7 +183,7 @@ def _compare(study: StudyFolder, model: str, seed: int, line: _Line) -> None:
     try:
         found = compare_runs(runs, BASELINES, repeats=study.definition.repeats)
     except TvmlabError as error:
-        study.write_comparison(model, seed, {"error": str(error)})
+        study.write_comparison(model, seed, before | {"error": str(error)})  # what was timed before stays
         line.note(f"{label(model)}, seed {seed} could not be timed: {error}")
         return
     study.write_comparison(model, seed, found | {"took_s": time.monotonic() - began})

@@ -25,6 +25,7 @@ from filelock import FileLock
 from tvmlab import frames
 from tvmlab.core import InputError, RecordError
 from tvmlab.records import RunFolder, State
+from tvmlab.sources import TRANSFER_FILE
 from tvmlab.stats import turn_ratio
 from tvmlab.study_design import BASELINES, Cell, Study, label, plan
 
@@ -35,7 +36,8 @@ _FILE = "study.json"
 _REFUSED = "refused.json"
 _FRAME = (
     "model", "source", "arm", "seed", "status", "estimate_ms", "untuned_estimate_ms", "end_to_end_ms", "untuned_ms",
-    "onnxruntime_ms", "speedup", "vs_onnxruntime", "search_s", "source_search_s", "trials", "max_error", "repeats",
+    "onnxruntime_ms", "speedup", "vs_onnxruntime", "search_s", "source_search_s", "trials", "transferred", "max_error",
+    "repeats",
     "run", "message",
 )  # fmt: skip
 _KEYS = ["model", "source", "arm", "seed"]
@@ -198,9 +200,11 @@ class StudyFolder:
         Columns: model, source ("" for an arm that has none), arm, seed, status (waiting, running, done, stopped,
         failed), estimate_ms and untuned_estimate_ms (model estimates), end_to_end_ms, untuned_ms and onnxruntime_ms
         (medians of whole inferences, timed in turns), speedup (untuned over this), vs_onnxruntime (this over
-        onnxruntime, below 1: faster; both stats.turn_ratio), search_s (all its steps, the search that it shares with
-        others included), source_search_s (that of the runs it transfers from), trials, max_error (max error / max
-        output against onnxruntime), repeats (timed inferences), run, message. NaN for what is not known yet.
+        onnxruntime, below 1: faster; both stats.turn_ratio), search_s (wall time of all its steps, from the start of
+        their processes, that of the search that it shares with others included), source_search_s (that of the runs it
+        transfers from), trials, transferred (schedules that it tried because another run had them; NaN for an arm that
+        has no source), max_error (max error / max output against onnxruntime), repeats (timed inferences), run,
+        message. NaN for what is not known yet.
         """
         rows = [self._row(cell) for cell in self.plan if cell.arm]
         return pd.DataFrame(rows, columns=_FRAME)
@@ -219,14 +223,22 @@ class StudyFolder:
             "onnxruntime_ms": other,
             "speedup": _ratio(timed, BASELINES[0], cell.name),
             "vs_onnxruntime": _ratio(timed, cell.name, BASELINES[1]),
-            "search_s": state.elapsed_s,
-            "source_search_s": sum(self.state_of(other).elapsed_s for other in self._read_by(cell)),
+            "search_s": state.wall_s,
+            "source_search_s": sum(self.state_of(other).wall_s for other in self._read_by(cell)),
             "trials": state.trials,
+            "transferred": self._transferred(cell),
             "max_error": timed.get("numerics", {}).get(cell.name, math.nan),
             "repeats": len(_samples_ms(timed, cell.name)),
             "run": cell.name,
             "message": state.message,
         }
+
+    def _transferred(self, cell: Cell) -> float:
+        """How many schedules of other runs a cell has tried; NaN if it was to try none, or has not begun."""
+        run = self.run_of(cell)
+        if run is None or not self._read_by(cell):
+            return math.nan
+        return sum(bool(row["key"]) for row in run.read_json(TRANSFER_FILE, missing={"rows": []})["rows"])
 
     def _read_by(self, cell: Cell) -> list[Cell]:
         """The cells that a cell, or one that it branches from, transfers from, each once."""

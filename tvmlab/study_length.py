@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tvmlab.steps import Repeat
-from tvmlab.study_design import BASELINES, Study, Timed, plan
+from tvmlab.study_design import BASELINES, Cell, Study, Timed, plan
 from tvmlab.study_folder import StudyFolder
 
 __all__ = ["START_S", "TRIALS_PER_S", "duration_text", "remaining_s"]
@@ -32,13 +32,19 @@ def remaining_s(study: Study | StudyFolder, tunable_tasks: Mapping[str, int]) ->
         expected = START_S + _step_s(design, cell.model, cell.steps[-1], tunable_tasks)
         state = folder.state_of(cell) if folder else None
         done = state is not None and state.status == "done"
-        runs.enter(expected, state.heartbeat_s - state.started_s if state and done else None)
+        runs.enter(expected, state.wall_s - _before_s(folder, cell) if folder and state and done else None)
     for seed in design.seeds:
         for model in design.models:
             arms = sum((cell.model, cell.seed, bool(cell.arm)) == (model, seed, True) for cell in cells)
             found = (folder.comparison(model, seed) if folder else None) or {}
             timings.enter(_LOAD_S * (arms + len(BASELINES)), found.get("took_s"))
     return runs.left_s + timings.left_s
+
+
+def _before_s(folder: StudyFolder, cell: Cell) -> float:
+    """What a cell's run took before it branched from another."""
+    parent = next((other for other in folder.plan if other.name == cell.parent), None)
+    return folder.state_of(parent).wall_s if parent else 0.0
 
 
 class _Ledger:

@@ -145,9 +145,11 @@ def said_of(folder: RunFolder) -> str:
             continue
         models = {model_of(folder, run) for run in step["sources"]}
         same = ", a run of the same model" if model_of(folder, folder.id) in models else ""
-        refused = Counter(row["outcome"] for row in found["rows"] if row["step"] == int(number) and not row["key"])
+        rows = [row for row in found["rows"] if row["step"] == int(number)]
+        refused = Counter(row["outcome"] for row in rows if not row["key"])
         skipped = ", ".join(f"{count} x {reason}" for reason, count in refused.most_common())
-        said.append(f"transferred from {names}{same}" + (f"; schedules left out: {skipped}" if skipped else ""))
+        done = "transferred" if any(row["key"] for row in rows) else "nothing was transferred"
+        said.append(f"{done} from {names}{same}" + (f"; schedules left out: {skipped}" if skipped else ""))
     return "; ".join(said)
 
 
