@@ -61,8 +61,8 @@ class Fake:
         failed = folder.id in self.fail
         state = folder.read_json("state.json")
         folder.write_json("state.json", {
-            **state, "status": "failed" if failed else "done", "elapsed_s": elapsed_s, "wall_s": 2 * elapsed_s, "trials": 4,
-            "estimate_s": estimate_ms / 1e3, "untuned_s": 1.0, "message": "on purpose" if failed else "",
+            **state, "status": "failed" if failed else "done", "elapsed_s": elapsed_s, "wall_s": 2 * elapsed_s,
+            "trials": 4, "estimate_s": estimate_ms / 1e3, "untuned_s": 1.0, "message": "on purpose" if failed else "",
             "heartbeat_s": state["started_s"] + 2 * elapsed_s,
         })  # fmt: skip
         folder.write_json("environment.json", {"target": {"label": "test"}})

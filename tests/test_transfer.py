@@ -18,6 +18,7 @@ from tvmlab.search_process import search
 from tvmlab.sources import Origin
 from tvmlab.targets import target
 from tvmlab.testing import RecordedSpace, StrategyContract
+from tvmlab.transfer_rows import source_scores
 
 
 def origin(number):
@@ -272,3 +273,14 @@ def test_bursts_with_a_transfer(run, models, tuned):
     assert folder.state.status == "done" and folder.state.steps_done == 6
     assert taken[0, "evolution"] == taken[3, "evolution"] == 8 and taken[2, "droplet"] == taken[5, "droplet"] == 8
     assert taken[1, "transfer"] > 0 and taken[4, "transfer"] == 0  # what was tried is not measured again
+
+
+def test_what_each_source_promises(run, models, tuned):
+    """The convolutions of the source have the target's classes, one kernel each; the dense layer has not."""
+    small = ANSOR.model_copy(update={"max_trials": 8, "reuse": False})
+    target, dense = (run(tuned.path.parent, models[name], small) for name in ("target", "dense"))
+    found = source_scores([tuned, target, dense]).set_index(["model", "source"])
+    assert found.loc[(models["target"], models["source"]), "score"] == pytest.approx(1.0)
+    assert found.loc[(models["target"], models["dense"]), "score"] == 0.0
+    assert found["chosen"].groupby("model").sum().tolist() == [1, 1, 1]
+    assert found.loc[(models["target"], models["source"]), "chosen"]

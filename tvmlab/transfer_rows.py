@@ -8,15 +8,18 @@ trial; empty: not measured), latency_us, untuned_us, is_best (whether the task's
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import permutations
 from math import nan
 from typing import Any
 
+import pandas as pd
+
 from tvmlab.core import Trial, standing
 from tvmlab.records import RunFolder
-from tvmlab.sources import TRANSFER_FILE, model_of
+from tvmlab.sources import TRANSFER_FILE, model_of, origins, score
 
-__all__ = ["TRANSFER_COLUMNS", "transfer_rows"]
+__all__ = ["TRANSFER_COLUMNS", "source_scores", "transfer_rows"]
 
 TRANSFER_COLUMNS = (
     "run", "model", "step", "task", "task_key", "kernel_class", "source_model", "source_run", "source_task",
@@ -50,6 +53,22 @@ def transfer_rows(folder: RunFolder) -> Iterator[dict[str, Any]]:
             "untuned_us": _us(untuned.get(row["task_key"])),
             "is_best": fastest is not None and fastest.key == row["key"],
         }
+
+
+def source_scores(runs: Iterable[RunFolder]) -> pd.DataFrame:
+    """What each run of a set promises the models of the others: model, source, score, chosen; the best source first.
+
+    `score` is the heuristic of the paper (tvmlab.sources.score); `TransferTuning("auto")` would take the `chosen` ones.
+    The runs are finished, one a model.
+    """
+    rows: list[dict[str, Any]] = []
+    for run, other in permutations(runs, 2):
+        untuned_s = {trial.task_key: trial.latency_s or 0.0 for trial in run.trials() if trial.trial == 0}
+        promised = score([origin.task for origin in origins(other)], run.tasks, untuned_s)
+        rows.append({"model": run.experiment.model, "source": other.experiment.model, "score": promised})
+    rows.sort(key=lambda row: -row["score"])
+    found = pd.DataFrame(rows, columns=["model", "source", "score"])
+    return found.assign(chosen=~found["model"].duplicated()).sort_values("model", kind="stable", ignore_index=True)
 
 
 def _us(trial: Trial | None, missing: float = nan) -> float:
