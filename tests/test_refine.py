@@ -83,6 +83,15 @@ def test_a_swap_stays_only_if_it_wins(tuned, cpu, monkeypatch, any_distance, gai
     assert tuned.read_json("refine.json") == noted and len(loads) == 3  # nothing is tried twice
 
 
+@pytest.mark.parametrize("most", [1, 5])
+def test_what_may_win_by_chance_among_several_does_not_stay(tuned, cpu, monkeypatch, any_distance, most):
+    """Faster in 15 pairs of 20, by as much as it is slower in the others: p is 0.02."""
+    monkeypatch.setattr(module, "_load", lambda folder, target, set_aside: Worker(set_aside))
+    monkeypatch.setattr(module, "_take_turns", lambda *_: ([1.0] * 20, [0.99] * 15 + [1 / 0.99] * 5))
+    refine(tuned, cpu, most, lambda: False)
+    assert {row["kept"] for row in tuned.read_json("refine.json")["swaps"]} == {most == 1}
+
+
 def test_a_stop_ends_it_between_two_swaps(tuned, cpu, monkeypatch, any_distance):
     monkeypatch.setattr(module, "_load", lambda *_: pytest.fail("must not load"))
     refine(tuned, cpu, 5, lambda: True)

@@ -66,7 +66,7 @@ def refine(folder: RunFolder, target: Target, most: int, is_over: Callable[[], b
             if not workers:
                 workers.append(_load(folder, target, noted["set_aside"]))
             workers.append(_load(folder, target, [*noted["set_aside"], swap.line]))
-            row = _row(swap, *_take_turns(*workers))
+            row = _row(swap, *_take_turns(*workers), tests=most)
             workers.pop(0 if row["kept"] else 1).kill()
             noted = {
                 "set_aside": [*noted["set_aside"], *([swap.line] if row["kept"] else [])],
@@ -156,8 +156,8 @@ def _take_turns(one: WorkerProcess, other: WorkerProcess) -> tuple[list[float], 
     return found
 
 
-def _row(swap: Swap, unswapped_s: list[float], swapped_s: list[float]) -> dict[str, Any]:
-    """What a swap gave: whole-model latencies in seconds, and whether it stays (one-sided, at 95 %)."""
+def _row(swap: Swap, unswapped_s: list[float], swapped_s: list[float], tests: int) -> dict[str, Any]:
+    """What a swap gave: whole-model latencies in seconds, and whether it stays (one-sided, at 95 % over all `tests`)."""
     p_value = faster(swapped_s, unswapped_s)
     return {
         "task": swap.task.name,
@@ -168,5 +168,5 @@ def _row(swap: Swap, unswapped_s: list[float], swapped_s: list[float]) -> dict[s
         "swapped_s": swapped_s,
         "difference_s": paired_difference(swapped_s, unswapped_s).value,
         "p_value": p_value,
-        "kept": p_value <= _P_VALUE,
+        "kept": p_value <= _P_VALUE / tests,
     }
