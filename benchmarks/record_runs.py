@@ -14,7 +14,7 @@ from common import conv_model
 
 import tvmlab
 from tvmlab import Ansor, Droplet, Repeat, Study, Timed, TransferTuning
-from tvmlab.study import length_s
+from tvmlab.study import study_length_s
 from tvmlab.study_length import duration_text
 
 DATA = Path(__file__).parents[1] / "data" / "recorded_runs"
@@ -92,7 +92,7 @@ if __name__ == "__main__":
     if given.list or given.name is None:
         with tempfile.TemporaryDirectory() as scratch:
             for known, made in STUDIES.items():
-                length = duration_text(length_s(made(tuple(range(given.seeds)), Path(scratch))))
+                length = duration_text(study_length_s(made(tuple(range(given.seeds)), Path(scratch))))
                 print(f"{known}: {made.__doc__} {given.seeds} seeds take about {length}.")
     else:
         record(given.name, given.seeds, given.work)

@@ -65,6 +65,7 @@ _PUBLIC = {
     "simulate": "simulation",
     "simulate_steps": "simulation",
     "study": "study",
+    "study_length_s": "study",
     "study_of_the_report": "study_design",
     "target": "targets",
     "targets": "targets",

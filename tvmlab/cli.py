@@ -233,7 +233,7 @@ def _study_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _study(args: argparse.Namespace) -> int:
-    from tvmlab.study import length_s, study
+    from tvmlab.study import study, study_length_s
     from tvmlab.study_design import plan
     from tvmlab.study_folder import StudyFolder
     from tvmlab.study_length import duration_text
@@ -242,7 +242,7 @@ def _study(args: argparse.Namespace) -> int:
     definition = StudyFolder.open(args.study).definition if there else _definition(args.study)
     if args.dry_run:
         asked = StudyFolder.open(args.study) if there else definition
-        print("\n".join([*(cell.name for cell in plan(definition)), f"about {duration_text(length_s(asked))}"]))
+        print("\n".join([*(cell.name for cell in plan(definition)), f"about {duration_text(study_length_s(asked))}"]))
         return 0
     found = study(args.study if there else args.output or Path(args.study).stem, None if there else definition)
     show(found.frame().drop(columns=["run", "untuned_estimate_ms"]))

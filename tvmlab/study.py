@@ -24,7 +24,7 @@ from tvmlab.study_folder import StudyFolder
 from tvmlab.study_length import duration_text, remaining_s
 from tvmlab.targets import target as named_target
 
-__all__ = ["length_s", "study"]
+__all__ = ["study", "study_length_s"]
 
 _LOOK_S = 0.5
 
@@ -71,8 +71,14 @@ def _held(study: StudyFolder) -> Iterator[None]:
         lock.release()
 
 
-def length_s(study: Study | StudyFolder) -> float:
-    """About how long a study still takes, in seconds; of a definition, all of it."""
+def study_length_s(study: Study | StudyFolder) -> float:
+    """About how long a study still takes, in seconds; of a definition, all of it.
+
+    From its limits and budgets, corrected by what its finished parts took. Nothing is measured; where no limit says
+    enough, its models are lowered to count their tasks.
+
+    Example: `tvmlab.study_length_s(tvmlab.study_of_the_report((0,))) / 60`
+    """
     return remaining_s(study, _Tunable((study if isinstance(study, Study) else study.definition).target))
 
 

@@ -157,7 +157,7 @@ def _take_turns(one: WorkerProcess, other: WorkerProcess) -> tuple[list[float], 
 
 
 def _row(swap: Swap, unswapped_s: list[float], swapped_s: list[float], tests: int) -> dict[str, Any]:
-    """What a swap gave: whole-model latencies in seconds, and whether it stays (one-sided, at 95 % over all `tests`)."""
+    """What a swap gave: whole-model latencies in seconds, and whether it stays (at 95 % over all `tests`)."""
     p_value = faster(swapped_s, unswapped_s)
     return {
         "task": swap.task.name,
