@@ -309,9 +309,14 @@ def test_a_definition_that_is_none_is_refused(tmp_path, capsys, content, said):
 
 def test_report_takes_a_study_too(asked_study, replaced, capsys):
     given = []
-    replaced("report", "report", lambda what, output: given.append((what, output)) or "page.html")
+    replaced("report", "report", lambda what, output, **asked: given.append((what, output, asked)) or "page.html")
     assert cli.main(["report", str(asked_study.folder.path), "-o", "page.html"]) == 0
-    assert given == [(str(asked_study.folder.path), "page.html")] and capsys.readouterr().out == "page.html\n"
+    assert given == [(str(asked_study.folder.path), "page.html", {})] and capsys.readouterr().out == "page.html\n"
+    parameters = ["-p", "margin=0.05", "-p", "top=3", "--parameter", "arm=ansor"]
+    assert cli.main(["report", str(asked_study.folder.path), *parameters]) == 0
+    assert given[1][2] == {"margin": 0.05, "top": 3, "arm": "ansor"}
+    assert cli.main(["report", str(asked_study.folder.path), "-p", "margin"]) == 2
+    assert "'margin' is no parameter" in capsys.readouterr().err
 
 
 def test_lists_are_printed_whole(replaced, capsys):

@@ -9,13 +9,14 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tvmlab.cli_runs import add_runs_flags, call_runs, runs_dir_flag
 from tvmlab.console import follow, show, summarise
-from tvmlab.core import TvmlabError
+from tvmlab.core import InputError, TvmlabError
 
 if TYPE_CHECKING:
     from tvmlab.experiment import Experiment, Options
@@ -253,7 +254,6 @@ def _study(args: argparse.Namespace) -> int:
 
 def _definition(name: str) -> Study:
     """The study that a JSON file defines. Raises InputError if it cannot be read."""
-    from tvmlab.core import InputError
     from tvmlab.study_design import Study, study_of_the_report
 
     if name == "report" and not Path(name).exists():
@@ -268,6 +268,21 @@ def _report_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", help="id or folder of a run, or the folder of a study")
     runs_dir_flag(parser)
     parser.add_argument("-o", "--output", metavar="FILE", help="the HTML file (default: report.html in the folder)")
+    parser.add_argument(
+        "-p", "--parameter", action="append", default=[], metavar="NAME=VALUE", help="a parameter of the report, such "
+        "as top=20 of a run's, or margin=0.05 of a study's; repeat for several",
+    )  # fmt: skip
+
+
+def _parameter(text: str) -> tuple[str, Any]:
+    """A name and a number, or a text."""
+    name, equals, value = text.partition("=")
+    if not (name and equals):
+        raise InputError(f"{text!r} is no parameter", remedy="write NAME=VALUE, such as margin=0.05")
+    for number in (int, float):
+        with suppress(ValueError):
+            return name, number(value)
+    return name, value
 
 
 def _report(args: argparse.Namespace) -> int:
@@ -276,7 +291,7 @@ def _report(args: argparse.Namespace) -> int:
     from tvmlab.study_folder import StudyFolder
 
     what = args.run if StudyFolder.is_study(args.run) else RunFolder.open(args.run, args.runs_dir)
-    print(report(what, args.output))
+    print(report(what, args.output, **dict(map(_parameter, args.parameter))))
     return 0
 
 
