@@ -315,8 +315,9 @@ def test_report_takes_a_study_too(asked_study, replaced, capsys):
     parameters = ["-p", "margin=0.05", "-p", "top=3", "--parameter", "arm=ansor"]
     assert cli.main(["report", str(asked_study.folder.path), *parameters]) == 0
     assert given[1][2] == {"margin": 0.05, "top": 3, "arm": "ansor"}
-    assert cli.main(["report", str(asked_study.folder.path), "-p", "margin"]) == 2
-    assert "'margin' is no parameter" in capsys.readouterr().err
+    for wrong in ("margin", "output=x"):
+        assert cli.main(["report", str(asked_study.folder.path), "-p", wrong]) == 2
+        assert f"{wrong!r} is no parameter" in capsys.readouterr().err
 
 
 def test_lists_are_printed_whole(replaced, capsys):

@@ -277,7 +277,7 @@ def _report_flags(parser: argparse.ArgumentParser) -> None:
 def _parameter(text: str) -> tuple[str, Any]:
     """A name and a number, or a text."""
     name, equals, value = text.partition("=")
-    if not (name and equals):
+    if not equals or not name.isidentifier() or name in ("run", "study", "output"):
         raise InputError(f"{text!r} is no parameter", remedy="write NAME=VALUE, such as margin=0.05")
     for number in (int, float):
         with suppress(ValueError):
