@@ -28,7 +28,7 @@ from tvmlab.search.outlook import Outlook
 from tvmlab.search.scout import Scout, Start, name_of
 from tvmlab.search.walkable import Walkable
 from tvmlab.spaces.knobs import Direction, directions, stepped
-from tvmlab.stats import faster, is_faster
+from tvmlab.stats import LEAD, faster, is_faster
 
 __all__ = ["Droplet"]
 
@@ -329,8 +329,9 @@ class Droplet:
         return min(winners, key=lambda trial: self._scores[trial.key], default=None)
 
     def _doubtful(self, trials: Sequence[Trial]) -> list[Trial]:
-        """Those that look faster than the incumbent, but might by chance, being the best of many: to be timed again."""
+        """Those that lead, but might by chance, being the best of many: to be timed again."""
         paired = [trial for trial in trials if trial.ok and trial.rival and self._is_against_incumbent(trial)]
+        paired = [trial for trial in paired if (_ratio(trial) or 1.0) < LEAD]
         chances = {
             trial.key: faster(trial.latencies_s, trial.rival_latencies_s)
             for trial in paired
