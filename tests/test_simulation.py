@@ -128,8 +128,9 @@ def test_more_starts_end_lower_on_a_real_table():
             trials = descend(table, seed=seed, starts=starts)
             assert len({trial.key for trial in trials}) == len(trials) <= 200
             ends.append(min(trial.latency_s for trial in trials if trial.ok) * 1e6 / table.least_us)
-    assert all(after <= before for before, after in zip(found[1], found[4], strict=True))
-    assert np.mean(found[4]) < np.mean(found[1]) - 0.01
+    change = np.sign(np.subtract(found[4], found[1]))  # the other starts are in the model too: another order of trials
+    assert (change < 0).sum() > 2 * (change > 0).sum()
+    assert np.mean(found[4]) < np.mean(found[1]) - 0.03
 
 
 @pytest.mark.parametrize(
