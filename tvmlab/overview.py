@@ -23,7 +23,7 @@ from tvmlab.targets import Target
 from tvmlab.targets import target as named_target
 from tvmlab.tasks import Task
 
-__all__ = ["Space", "space", "tasks", "tasks_of"]
+__all__ = ["Space", "pack", "space", "tasks"]
 
 _KEPT = 4  # lowered models, each some seconds of work
 _lowered: OrderedDict[tuple[str, Target, str], Packed] = OrderedDict()
@@ -47,17 +47,12 @@ def tasks(
     """
     model = load_model(model) if isinstance(model, str) else model
     target = named_target(target) if isinstance(target, str) else target
-    found = tasks_of(model, target, layout)
+    found = pack(model, target, _uniform(model, _packing(layout, target))).tasks
     frame = cutting.table(found, target)
     if spaces:
         described = {task.info.name: describe(task, target) for task in found}
         frame["space"] = frame.index.map(described)
     return frame
-
-
-def tasks_of(model: Model, target: Target, layout: str) -> list[Task]:
-    """The tasks of a model, its convolutions computed as `tasks` says."""
-    return _pack(model, target, _uniform(model, _packing(layout, target))).tasks
 
 
 def space(task: Task | Model | str, name: str = "", target: str | Target = "auto", *, layout: str = "auto") -> Space:
@@ -83,7 +78,7 @@ def space(task: Task | Model | str, name: str = "", target: str | Target = "auto
     site = next((site for site in layouts.sites(model) if site.name == name), None)
     if site is not None and layout != "auto":
         assignment = _with_site(assignment, site, packing)
-    packed = _pack(model, target, assignment)
+    packed = pack(model, target, assignment)
     wanted = packed.keys.get(name)
     found = next((each for each in packed.tasks if wanted == each.key or name == each.info.name), None)
     if found is None:
@@ -173,8 +168,8 @@ def _with_site(assignment: Assignment, site: Site, packing: Packing) -> Assignme
     return assignment | {site.name: packing} if packing.block else assignment
 
 
-def _pack(model: Model, target: Target, assignment: Assignment) -> Packed:
-    """The model lowered; the last few are kept."""
+def pack(model: Model, target: Target, assignment: Assignment) -> Packed:
+    """A model lowered, its convolutions computed as an assignment says; the last few are kept."""
     key = model.sha256, target, str(sorted(assignment.items()))
     if key not in _lowered:
         _lowered[key] = Packed(model, target, assignment)

@@ -379,12 +379,12 @@ def afresh(steps: Iterable[Any]) -> tuple[Any, ...]:
     >>> [step.code() for step in afresh([Ansor(), AutoTVM(exploration_trials=9, random_trials=3)])]
     ['Ansor(reuse=False)', 'AutoTVM(exploration_trials=9, reuse=False)']
     """
-    return tuple(
-        Repeat(step.times, afresh(step.steps)) if isinstance(step, Repeat) else _afresh(step) for step in steps
-    )
+    return tuple(map(_afresh, steps))
 
 
 def _afresh(step: Any) -> Any:
+    if isinstance(step, Repeat):
+        return Repeat(times=step.times, steps=afresh(step.steps))
     fields = type(step).model_fields
     changed: dict[str, Any] = {"reuse": False} if "reuse" in fields else {}
     if "random_trials" in fields and not step.warm_start:
