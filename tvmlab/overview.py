@@ -6,6 +6,7 @@ Which tasks a model has depends on its layout: packed convolutions are other ker
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
@@ -15,10 +16,12 @@ from tvmlab import tasks as cutting
 from tvmlab.core import Assignment, InputError, Packing, TaskInfo
 from tvmlab.layout_plan import Packed, lanes_of
 from tvmlab.models import Model, load_model
+from tvmlab.selective_step import clustered
 from tvmlab.sites import Site, options, reason_against
 from tvmlab.spaces.sketch import SketchSpace
 from tvmlab.spaces.sketch_points import SketchPoints
 from tvmlab.spaces.template import TemplateSpace, misfit, template_for
+from tvmlab.steps_selective import SIMILARITY
 from tvmlab.targets import Target
 from tvmlab.targets import target as named_target
 from tvmlab.tasks import Task
@@ -30,7 +33,12 @@ _lowered: OrderedDict[tuple[str, Target, str], Packed] = OrderedDict()
 
 
 def tasks(
-    model: str | Model, target: str | Target = "auto", *, layout: str = "NCHW", spaces: bool = False
+    model: str | Model,
+    target: str | Target = "auto",
+    *,
+    layout: str = "NCHW",
+    spaces: bool = False,
+    depend: bool = False,
 ) -> pd.DataFrame:
     """The tasks of a model as a frame, the largest share first.
 
@@ -38,7 +46,9 @@ def tasks(
     occurrence), intensity (FLOP/byte), roofline_us (the shortest time the device's measured limits allow; NaN for
     a target without its device), share (of the model's roofline-limited latency, or of its FLOPs), tunable. With
     `spaces` (some tenths of a second a task) also space: which space the task is searched in, or why it keeps its
-    default schedule.
+    default schedule. With `depend` (as long) also depend, as in selective tuning (TVM issue 4188): the task whose
+    schedules this one would try, the representative of its cluster; itself if it is one; empty for a view. These are
+    the clusters of `Selective()` in the layout "auto"; a run's own are in `frames.tasks(run)`.
 
     `layout` is how the convolutions are computed, where they can be: "NCHW16c", "NCHW16c winograd4"; "auto" as the
     step AutoTVM does where no LayoutTuning chose.
@@ -52,7 +62,19 @@ def tasks(
     if spaces:
         described = {task.info.name: describe(task, target) for task in found}
         frame["space"] = frame.index.map(described)
+    if depend:
+        frame["depend"] = frame.index.map(_representatives(found, target)).fillna("")
     return frame
+
+
+def _representatives(found: Sequence[Task], target: Target) -> dict[str, str]:
+    """The names of the representatives that a Selective step with its defaults would choose."""
+    tunable = [task for task in found if task.info.tunable]
+    names = [task.info.name for task in tunable]
+    if not names:
+        return {}
+    _, depends = clustered(tunable, target.to_tvm(), templates=True, least=SIMILARITY)
+    return {name: names[on] for name, on in zip(names, depends, strict=True)}
 
 
 def space(task: Task | Model | str, name: str = "", target: str | Target = "auto", *, layout: str = "auto") -> Space:
