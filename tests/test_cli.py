@@ -185,7 +185,7 @@ def test_tune_takes_several_steps_in_order_each_with_the_knobs_it_has(tuned):
         (["--tuner", "xgb", "--population", "64"], "population is a knob of Ansor and tuner one of AutoTVM"),
         (["--early-stopping-threshold", "101 %"], "a percentage of the budget above 0 % and up to 100 %"),
         (["--early-stopping-threshold", "-1"], "should be 1 to 100,000 trials"),
-        (["--batch", "0"], "Experiment(batch=0) is not usable: batch should be greater than or equal to 1"),
+        (["--batch", "0"], "Experiment(batch=0) is not usable: batch should be 1 to 65,536 samples"),
         (["--max-trials", "-3"], "Ansor(max_trials=-3) is not usable"),
         (["--dim", "n"], "--dim 'n' is not usable: write NAME=SIZE"),
         (["--dim", "n=0"], "dims should give 'n' a size of at least 1"),

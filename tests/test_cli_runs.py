@@ -35,9 +35,22 @@ def test_runs_are_listed_and_filtered(store, capsys):
         assert call(store, *flags) == 0
         shown = capsys.readouterr().out
         assert kept in shown and ({store.first, store.second} - {kept}).pop() not in shown
-    assert call(store, "--target", "cuda") == 0 and "Empty" in capsys.readouterr().out
+    assert call(store, "--target", "sm_80") == 0 and "Empty" in capsys.readouterr().out
+    assert call(store, "--target", "riscv") == 2 and "unknown target 'riscv'" in capsys.readouterr().err
     assert call(store, "--status", "finished") == 2
     assert "no run is ever 'finished': status is one of running, done" in capsys.readouterr().err
+
+
+def test_runs_for_a_target_are_found_however_they_named_it(store, capsys, make_run, cpu):
+    """`auto` was this CPU; a run that has not begun is told by the name alone."""
+    auto = make_run(target="auto", environment={"target": cpu.as_record()})
+    other = make_run(target="cpu", environment={"target": {**cpu.as_record(), "label": "another CPU"}})
+    waiting, elsewhere = (make_run(target=name, environment=None) for name in ("cpu", "cuda"))
+    found = tvmlab.runs(store.path, target="cpu").index
+    assert [run.id in found for run in (auto, waiting, other, elsewhere)] == [True, True, False, False]
+    (store.path / waiting.id / "experiment.json").write_text("{")
+    assert waiting.id not in tvmlab.runs(store.path, target="cpu").index  # nobody can tell
+    assert call(store, "--target", "cpu") == 0 and auto.id in capsys.readouterr().out
 
 
 def test_failed_trials_are_shown_with_their_remedy(store, capsys):

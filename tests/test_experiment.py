@@ -21,6 +21,7 @@ from tvmlab.experiment import (
     Repeat,
     Selective,
     TransferTuning,
+    afresh,
     unit_of,
 )
 
@@ -130,16 +131,21 @@ def test_options_are_frozen():
     ("make", "knob", "value", "limit"),
     [
         (lambda: Ansor(trials_per_kernel=0), "trials_per_kernel", "0", "1"),
-        (lambda: Ansor(trials_per_kernel=100_001), "trials_per_kernel", "100001", "100000"),
+        (lambda: Ansor(trials_per_kernel=100_001), "trials_per_kernel", "100001", "100,000"),
         (lambda: Ansor(population=7), "population", "7", "8"),
         (lambda: Ansor(max_trials=0), "max_trials", "0", "1"),
         (lambda: AutoTVM(kernel_trials=0), "kernel_trials", "0", "1"),
         (lambda: AutoTVM(tuner="annealing"), "tuner", "'annealing'", "'xgb', 'genetic', 'random', 'grid' or 'droplet'"),
-        (lambda: Measure(min_repeat_ms=0.0), "min_repeat_ms", "0.0", "greater than 0"),
+        (lambda: Measure(min_repeat_ms=0.0), "min_repeat_ms", "0.0", "should be above 0 and up to 10,000 ms"),
         (lambda: Measure(slow_factor=0.5), "slow_factor", "0.5", "1"),
         (lambda: Experiment(model="m", batch=0), "batch", "0", "1"),
         (lambda: Experiment(model="m", seed=-1), "seed", "-1", "0"),
-        (lambda: Experiment(model="m", time_limit_s=0), "time_limit_s", "0", "greater than 0"),
+        (
+            lambda: Experiment(model="m", time_limit_s=0),
+            "time_limit_s",
+            "0",
+            "should be above 0 and up to 1,000,000,000 s",
+        ),
         (lambda: Experiment(model="m", dims={"n": 0}), "dims", "'n': 0", "at least 1"),
         (lambda: Experiment(model="m", measure={"repeats": 0}), "repeats", "0", "1"),
         (lambda: Experiment(model="m", steps=[{"kind": "ansor", "population": 7}]), "population", "7", "8"),
@@ -289,12 +295,48 @@ def test_an_early_stopping_threshold_out_of_range_names_the_range(engine, value)
 
 
 def test_an_early_stopping_threshold_is_a_number_or_a_share_of_a_tasks_trials():
-    assert Ansor().patience == 250 and AutoTVM().patience == 500
-    assert Ansor(trials_per_kernel=30, early_stopping_threshold="40%").patience == 12
-    assert AutoTVM(kernel_trials=3, exploration_trials=9, early_stopping_threshold="12.5 %").patience == 2
-    assert Ansor(early_stopping_threshold="100 %").patience == AutoTVM(early_stopping_threshold="100%").patience
-    assert Ansor(early_stopping_threshold="100 %").patience == math.inf
+    assert Ansor().patience(9) == 250 and AutoTVM(max_trials=8).patience(9) == 500
+    assert Ansor(trials_per_kernel=30, early_stopping_threshold="40%").patience(9) == 12
+    assert AutoTVM(kernel_trials=3, exploration_trials=9, early_stopping_threshold="12.5 %").patience(9) == 2
+    for step in (Ansor(early_stopping_threshold="100 %"), AutoTVM(early_stopping_threshold="100%", max_trials=8)):
+        assert step.patience(9) == math.inf
     assert Ansor(early_stopping_threshold=" 40% ").code() == "Ansor(early_stopping_threshold='40 %')"
+
+
+@pytest.mark.parametrize("engine", [Ansor, AutoTVM])
+def test_a_percentage_is_of_what_a_cap_leaves_to_a_task(engine):
+    """40 % of the 1,000 or 2,000 trials that a task could have without the cap would never be reached."""
+    plain = engine(early_stopping_threshold="40 %")
+    assert plain.model_copy(update={"max_trials": 64}).patience(2) == 13
+    assert plain.model_copy(update={"max_trials": 10**6}).patience(2) == plain.patience(2) > 300
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: AutoTVM(kernel_trials=-3), "=-3) is not usable: kernel_trials should be 1 to 100,000 trials"),
+        (lambda: AutoTVM(kernel_trials=10**9), "kernel_trials should be 1 to 100,000 trials"),
+        (lambda: AutoTVM(kernel_trials="many"), "kernel_trials should be a valid integer, 1 to 100,000 trials"),
+        (lambda: Ansor(max_trials=0), "max_trials should be 1 to 100,000,000 trials"),
+        (lambda: Droplet(p_value=1.0), "p_value should be above 0 and below 1"),
+        (lambda: Selective(similarity=0.0), "similarity should be above 0 and up to 1"),
+        (lambda: Experiment(model="m", seed=-1), "seed should be 0 to 2,147,483,647"),
+        (lambda: Experiment(model=""), "model string should have at least 1 character"),
+    ],
+)  # fmt: skip
+def test_a_number_out_of_range_names_the_whole_range(make, said):
+    with pytest.raises(InputError) as caught:
+        make()
+    assert str(caught.value).endswith(said)
+
+
+def test_what_is_searched_afresh_starts_no_trial_from_past_records():
+    step = AutoTVM(exploration_trials=9, random_trials=3)
+    assert afresh([step])[0] == AutoTVM(exploration_trials=9, reuse=False)
+    (repeated,) = afresh([Repeat(2, [step])])
+    assert repeated.steps == afresh([step])
+    warm = step.model_copy(update={"warm_start": ("a-run",)})
+    assert afresh([warm])[0].random_trials == 3  # it has records to start from
 
 
 def test_random_trials_are_a_part_of_the_exploration():
@@ -315,7 +357,7 @@ def test_the_engines_convert_at_the_ratio_of_their_defaults():
     assert ansor.as_autotvm().as_autoscheduler() == ansor
     assert Ansor(early_stopping_threshold="40 %").as_autotvm() == AutoTVM(early_stopping_threshold="40 %")
     assert AutoTVM(kernel_trials=1).as_autoscheduler().trials_per_kernel == 1
-    with pytest.raises(InputError, match=r"kernel_trials=150000.*100000"):
+    with pytest.raises(InputError, match=r"kernel_trials=150000.*1 to 100,000"):
         Ansor(trials_per_kernel=75_000).as_autotvm()
 
 

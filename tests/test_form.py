@@ -20,7 +20,8 @@ from tvmlab.widgets.monitor import Monitor
 
 
 @pytest.fixture
-def form():
+def form(asked):
+    """No preset that is chosen is estimated for real."""
     return Form(Experiment(model="alexnet", target="cpu"))
 
 
@@ -257,6 +258,24 @@ def test_an_estimate_of_other_settings_is_grey(asked, form):
     assert not shows_stale(form)
     knobs(form)["max_trials"].control.value = "0"
     assert shows_stale(form) and form.forecast.button.disabled
+
+
+def test_a_preset_that_is_chosen_is_estimated_without_a_click(asked, form):
+    calls, go = asked
+    go.clear()
+    form.preset.value = "fast"
+    fast = form.experiment
+    form.preset.value = "default"  # while the first is estimated
+    form.preset.value = "max"
+    assert "Estimating" in form.forecast.text.value  # and the form did not wait
+    go.set()
+    form.forecast.wait()
+    assert [experiment for experiment, _ in calls] == [fast, form.experiment]  # the last that was chosen
+    assert "25 min" in form.forecast.text.value and not shows_stale(form)
+    form.fill("fast")  # a call says when it wants to know
+    form.monitor.status = "running"
+    form.preset.value = "default"
+    assert len(calls) == 2
 
 
 def test_settings_that_changed_meanwhile_make_the_estimate_one_of_others(asked, form):

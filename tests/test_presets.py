@@ -8,7 +8,7 @@ import pytest
 
 import tvmlab
 from tvmlab.core import InputError
-from tvmlab.experiment import Ansor, AutoTVM, Experiment, LayoutTuning
+from tvmlab.experiment import Ansor, AutoTVM, Experiment, LayoutTuning, Selective, TransferTuning
 from tvmlab.presets import PRESETS, estimate_time, preset, presets
 from tvmlab.records import RunFolder
 from tvmlab.study_length import START_S, TRIALS_PER_S
@@ -49,9 +49,10 @@ def test_without_past_runs_the_stated_rates_say_how_long(tiny_onnx, tmp_path):
     asked = Experiment(model=tiny_onnx, target="cpu", steps=[Ansor(trials_per_kernel=30), AutoTVM(kernel_trials=50)])
     found = estimate_time(asked, tmp_path)
     tasks = int(tvmlab.tasks(tiny_onnx, "cpu", layout="auto")["tunable"].sum())  # AutoTVM packs the model
-    assert (found.trials, found.reused) == (80 * tasks, 0) and tasks > 2
+    templates = found.trials - 30 * tasks
+    assert found.reused == 0 and tasks > 2
     assert found.seconds == pytest.approx(
-        START_S + 30 * tasks / TRIALS_PER_S["ansor"] + 50 * tasks / TRIALS_PER_S["autotvm"]
+        START_S + 30 * tasks / TRIALS_PER_S["ansor"] + templates / TRIALS_PER_S["autotvm"]
     )
     assert "ansor 3 trials/s (docs/benchmarks.md), autotvm 5 trials/s (docs/benchmarks.md)" in str(found)
     limited = asked.model_copy(update={"time_limit_s": 9.0})
@@ -63,7 +64,7 @@ def past_run(make_run, cpu):
     """`past_run(model, seconds per trial)`: a run of 40 trials of Ansor on this machine, its tasks other ones."""
 
     def make(model, seconds):
-        environment = {"target": {**cpu.as_record(), "label": "here"}}
+        environment = {"target": cpu.as_record()}
         trials = [("conv2d_relu", 9.0 + number) for number in range(40)]
         return make_run(trials, model=model, environment=environment, seconds_per_trial=seconds)
 
@@ -99,16 +100,65 @@ def test_what_is_reused_takes_no_time(tiny_onnx, tiny_tasks, make_run, cpu):
     assert not (run.path / "reuse.json").exists()
 
 
+def of_templates(model, trials):
+    """The trials that a model's tasks can have of so many each, packed as AutoTVM does: small templates have fewer."""
+    packed = tvmlab.tasks(model, "cpu", layout="auto")
+    spaces = [tvmlab.space(model, name, "cpu") for name in packed.index[packed["tunable"]]]
+    return sum(min(trials, len(space)) if space.kind == "template" else trials for space in spaces)
+
+
+def test_no_more_trials_are_counted_than_a_template_has_points(tiny_onnx, tmp_path):
+    for trials in (1, 50, 2000):
+        asked = Experiment(model=tiny_onnx, target="cpu", steps=[AutoTVM(kernel_trials=trials)])
+        assert estimate_time(asked, tmp_path).trials == of_templates(tiny_onnx, trials)
+    tasks = of_templates(tiny_onnx, 1)
+    assert of_templates(tiny_onnx, 2000) < 2000 * tasks
+    capped = AutoTVM(max_trials=of_templates(tiny_onnx, 2000) + 7)  # more than there are
+    found = estimate_time(Experiment(model=tiny_onnx, target="cpu", steps=[capped]), tmp_path)
+    assert found.trials == of_templates(tiny_onnx, 2000)
+
+
+@pytest.mark.parametrize("engine", ["autotvm", "ansor"])
+def test_selective_is_estimated_for_the_model_packed_as_its_engine_packs_it(tiny_onnx, tmp_path, engine):
+    step = Selective(engine=engine, trials_per_kernel=40)
+    found = estimate_time(Experiment(model=tiny_onnx, target="cpu", steps=[step]), tmp_path)
+    plain = int(tvmlab.tasks(tiny_onnx, "cpu")["tunable"].sum())
+    assert found.trials == (of_templates(tiny_onnx, 40) if engine == "autotvm" else 40 * plain)
+    assert found.basis.endswith("selective counted as if no tasks shared schedules")
+
+
+def test_a_transfer_is_estimated_for_the_model_packed_as_its_source_is(tiny_onnx, tmp_path, make_run, cpu, monkeypatch):
+    source = make_run([("conv2d_relu", 9.0)], model="alexnet", environment={"target": cpu.as_record()})
+    asked = Experiment(model=tiny_onnx, target="cpu", steps=[TransferTuning(source.id, trials_per_kernel=1)])
+    plain = estimate_time(asked, source.path.parent)
+    about = "conv2d 1x8x14x14 16x8x3x3"
+    source.write_json("assignment.json", {"sites": [{"site": "conv0", "about": about, "packing": "NCHW8c"}]})
+    packed = estimate_time(asked, source.path.parent)
+    tasks = [tvmlab.tasks(tiny_onnx, "cpu", layout=layout)["tunable"].sum() for layout in ("NCHW", "NCHW8c")]
+    assert [plain.trials, packed.trials] == tasks and tasks[0] < tasks[1]
+    with pytest.raises(InputError, match="'vgg19' has no finished run"):
+        estimate_time(asked.model_copy(update={"steps": (TransferTuning("vgg19"),)}), source.path.parent)
+
+
+@pytest.mark.parametrize("knobs", [{"measure": None}, {"steps": ()}, {"steps": (), "measure": None}])
+def test_what_a_preset_decides_cannot_be_given(knobs):
+    with pytest.raises(InputError, match=r"a preset decides .* itself: leave them out"):
+        preset("fast", "alexnet", "cpu", **knobs)
+
+
 def test_the_presets_of_a_model_as_a_frame(tiny_onnx, tmp_path):
     found = presets(tiny_onnx, "cpu", tmp_path)
     assert found.index.tolist() == list(PRESETS)
     assert found["trials"].is_monotonic_increasing and found["seconds"].is_monotonic_increasing
     assert found.loc["max", "steps"].startswith("LayoutTuning() > AutoTVM(kernel_trials=3000")
     # The layout step's trials are the same in all; then each of the tunable tasks gets its budget.
-    layouts = found.loc["default", "trials"] % 2000
-    tasks = found.loc["default", "trials"] // 2000
-    assert found.loc["fast", "trials"] == layouts + 48 * tasks
-    assert found.loc["max", "trials"] == layouts + 6000 * tasks
+    asked = Experiment(model=tiny_onnx, target="cpu", steps=[LayoutTuning(), Ansor(max_trials=1)])
+    layouts = estimate_time(asked, tmp_path).trials - 1
+    ansor = estimate_time(asked.model_copy(update={"steps": (LayoutTuning(), Ansor(trials_per_kernel=1))}), tmp_path)
+    tasks = ansor.trials - layouts
+    fast, default, most = (found.loc[name, "trials"] - layouts for name in ("fast", "default", "max"))
+    assert tasks < fast <= 48 * tasks and fast <= default <= 2000 * tasks
+    assert 3000 * tasks + default <= most <= 6000 * tasks
 
 
 def test_layouts_that_are_reused_take_no_time(tiny_onnx, tiny_model, tmp_path, cpu):
@@ -123,5 +173,6 @@ def test_layouts_that_are_reused_take_no_time(tiny_onnx, tiny_model, tmp_path, c
     (folder.path / "trials.jsonl").write_text(json.dumps(default) + "\n")
     folder.write_state(replace(folder.state, status="done"))
     found, plain = (estimate_time(each, tmp_path) for each in (asked, asked.afresh()))
-    assert found.trials % 10 == 0 and found.trials < plain.trials
+    layouts = estimate_time(asked.model_copy(update={"steps": (LayoutTuning(reuse=False),)}), tmp_path)
+    assert 0 < found.trials < 10 * layouts.trials and found.trials <= plain.trials - layouts.trials
     assert (found.layouts, plain.layouts) == (folder.id, "")

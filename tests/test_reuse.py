@@ -16,7 +16,8 @@ import tvmlab
 from tvmlab import reuse
 from tvmlab import run as running
 from tvmlab.core import TrialStatus
-from tvmlab.experiment import Ansor, AutoTVM, Droplet, Experiment, LayoutTuning
+from tvmlab.experiment import Ansor, AutoTVM, Droplet, Experiment, LayoutTuning, Selective
+from tvmlab.past_records import IMPORTED
 from tvmlab.records import RunFolder
 from tvmlab.reuse import PAST, Reuse, said_of_reuse
 from tvmlab.search_process import search
@@ -41,7 +42,7 @@ def done(make_folder, cpu, run, tiny_tasks):
 
 def begun(make_folder, cpu, **options):
     folder = make_folder(**options)
-    reuse.begin(folder, cpu.attrs)
+    reuse.begin(folder, cpu)
     return folder
 
 
@@ -85,7 +86,7 @@ def test_a_larger_budget_goes_on_where_the_earlier_runs_ended(done, make_folder,
     reuse_json = third.path / "reuse.json"
     assert json.loads(reuse_json.read_text())["runs"].keys() == {first.id}  # the second had no target yet
     reuse_json.unlink()
-    reuse.begin(third, cpu.attrs)
+    reuse.begin(third, cpu)
     assert [trial.strategy for trial in run(third)] == [PAST, PAST]
     assert said_of_reuse(third) == "reused 20 trials of 2 earlier runs; reuse=False searches afresh"
 
@@ -163,7 +164,7 @@ def test_a_resumed_run_keeps_to_what_it_began_with(done, make_folder, run, cpu):
     before = run(second, measurer, stop=stop)
     assert 5 <= len(before) <= 6 and second.state.total_trials == 14
     done(max_trials=20, seed=3, reuse=False)  # meanwhile another run is made
-    reuse.begin(second, cpu.attrs)
+    reuse.begin(second, cpu)
     after = run(second)
     assert after[: len(before)] == before and len(after) == 14 == second.state.total_trials
     assert [trial.strategy for trial in after].count(PAST) == 2
@@ -209,6 +210,101 @@ def test_failures_count_and_are_not_tried_again(done, make_folder, run, cpu):
     found = run(second)
     assert [trial.strategy for trial in found] == ["evolution"] * 6  # nothing to measure again
     assert not set(keys(found)) & set(keys([trial for trial in first.trials() if trial.trial]))
+
+
+def test_a_reading_that_was_refuted_later_is_not_the_best(done, make_folder, run, cpu):
+    """A descent measures what looked fast again: the later reading stands, here as in warm_start."""
+    first = done(max_trials=8)
+    rows = [json.loads(line) for line in (first.path / "trials.jsonl").read_text().splitlines()]
+    lucky = next(row for row in rows if row["trial"])
+    lucky["latencies_s"] = [1e-9]
+    again = {**lucky, "trial": 9, "latencies_s": [1.0]}
+    (first.path / "trials.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*rows, again]))
+    known = Reuse.forecast(begun(make_folder, cpu).experiment, first.path.parent, cpu)
+    known.take([lucky["task_key"]])
+    assert known.best(lucky["task_key"]).trial.latency_s > 1e-9
+    assert known.best(lucky["task_key"]).trial.key != lucky["key"]
+    (task,) = known.noted["tasks"].values()
+    assert task["ansor"]["trials"] == len(
+        {row["key"] for row in rows if row["trial"] and row["task_key"] == lucky["task_key"]}
+    )
+
+
+def test_records_of_another_device_with_the_same_attributes_are_left_out(done, make_folder, run, cpu):
+    """Two cards may have equal attributes and not the same speed; where there is no device the attributes decide."""
+    first = done(max_trials=8)
+    for label, device, taken in (("another card", "cuda:0", 0), (cpu.label, "cpu", 8), ("imported", None, 8)):
+        first.write_json("environment.json", {"target": {**cpu.as_record(), "label": label, "device": device}})
+        known = Reuse.forecast(begun(make_folder, cpu).experiment, first.path.parent, cpu)
+        known.take([info.key for info in first.tasks])
+        assert known.counted == taken
+
+
+def test_what_selective_searched_counts_as_its_engines(done, make_folder, cpu):
+    """And what was only shared counts for none: a later AutoTVM has not searched that task."""
+    first = done(max_trials=8)
+    found = json.loads((first.path / "experiment.json").read_text())
+    found["experiment"]["steps"] = [Selective(engine="autotvm").model_dump(mode="json")]
+    first.write_json("experiment.json", found)
+    rows = [json.loads(line) for line in (first.path / "trials.jsonl").read_text().splitlines()]
+    searched, shared = dict.fromkeys(row["task_key"] for row in rows if row["trial"])
+    for row in rows:
+        if row["trial"] and row["task_key"] == shared:
+            row["strategy"] = "transfer"
+    (first.path / "trials.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    counts = Counter(row["task_key"] for row in rows if row["trial"])
+    asked = begun(make_folder, cpu, steps=[AutoTVM(kernel_trials=20)])
+    known = Reuse.forecast(asked.experiment, first.path.parent, cpu)
+    known.take([searched, shared])
+    noted = known.noted["tasks"]
+    assert noted[searched]["autotvm"] == {
+        "trials": counts[searched],
+        "share": float(counts[searched]),
+        "since": noted[searched]["autotvm"]["since"],
+    }
+    assert "autotvm" not in noted[shared] and noted[shared]["best"]
+    assert known.plan(0, [searched, shared]).limits == {searched: 21 - counts[searched], shared: 21}
+
+
+def test_imported_records_do_not_say_that_a_search_was_in_vain(done, make_folder, cpu):
+    """The 256 fastest are there, in no order: the last 200 of them without an improvement stop nothing."""
+    first = done(max_trials=8)
+    rows = [json.loads(line) for line in (first.path / "trials.jsonl").read_text().splitlines()]
+    slower = [{**row, "strategy": IMPORTED, "latencies_s": [1e-3 * row["trial"]]} for row in rows if row["trial"]]
+    (first.path / "trials.jsonl").write_text("".join(json.dumps(row) + "\n" for row in slower))
+    asked = begun(make_folder, cpu, steps=[Ansor(trials_per_kernel=50, early_stopping_threshold=2)])
+    known = Reuse.forecast(asked.experiment, first.path.parent, cpu)
+    known.take([info.key for info in first.tasks])
+    assert {task["ansor"]["since"] for task in known.noted["tasks"].values()} == {0} and known.counted == 8
+    assert known.plan(0, list(known.noted["tasks"])).total == 2 * 50 - 8 + 2
+
+
+def test_an_exhausted_template_is_noted_and_not_planned_again(make_folder, cpu):
+    """Of a packed dense layer's few points not all are valid, so no number of trials ever met its kernel_trials."""
+    steps = [AutoTVM(kernel_trials=2000, tuner="grid", early_stopping_threshold="100 %")]
+    tries = {"broken": 0}
+
+    def fails(candidate):
+        tries["broken"] += 1
+        return TrialStatus.RUN_TIMEOUT if tries["broken"] % 3 == 0 else None
+
+    first, second, third = (make_folder(steps=steps) for _ in range(3))
+    search(first, threading.Event(), lambda tasks, target, where: FakeMeasurer(fails=fails))
+    spaces = json.loads((first.path / "exhausted.json").read_text())
+    assert spaces and first.state.trials < sum(spaces.values())
+    assert {trial.ok for trial in first.trials()} == {True, False}
+    search(second, threading.Event(), lambda tasks, target, where: FakeMeasurer())
+    again = [trial for trial in second.trials() if trial.trial]
+    exhausted = [trial for trial in again if trial.task_key in spaces]
+    assert {trial.strategy for trial in exhausted} == {PAST} and len(exhausted) == len(spaces)
+    assert second.state.total_trials == second.state.trials
+    grown = {key: size + 1 for key, size in spaces.items()}  # as if the templates were others now
+    for folder in (first, second):
+        folder.write_json("exhausted.json", grown)
+    reuse.begin(third, cpu)
+    known = Reuse.of(third)
+    known.take(spaces, spaces)
+    assert known.plan(0, list(spaces)).total > len(spaces)
 
 
 def test_records_measured_the_same_way_are_preferred(done, make_folder, run, cpu):
@@ -261,7 +357,7 @@ def test_layouts_chosen_by_the_same_knobs_are_taken(make_folder, cpu):
     ):
         assert reuse.take_layouts(folder, other, there) is None
     assert not (folder.path / "assignment.json").exists() and said_of_reuse(folder) == ""
-    forecast = Reuse.forecast(folder.experiment, folder.path.parent, cpu.attrs)
+    forecast = Reuse.forecast(folder.experiment, folder.path.parent, cpu)
     assert forecast.layouts(step, sites) == (earlier.id, earlier.layouts)
     assert reuse.take_layouts(folder, step, sites) == earlier.layouts == folder.layouts
     assert said_of_reuse(folder) == f"reused the layouts of {earlier.id}; reuse=False searches afresh"
@@ -288,7 +384,7 @@ def test_no_benchmark_tunes_with_what_another_run_found():
         nodes = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
         tuned = [node.args[0] for node in nodes if getattr(node.func, "attr", "") == "tune"]
         calls |= {(path.stem, node.lineno): ast.unparse(node) for node in tuned}
-    assert len(calls) >= 6
+    assert len(calls) >= 5
     assert {name for (name, _), asked in calls.items() if not asked.endswith(".afresh()")} == {"reuse"}
 
 

@@ -1,13 +1,18 @@
 """What earlier runs leave to search: a step's plan, random trials near past records, where the allocator goes on."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from tvmlab import reuse
+from tvmlab.core import TrialStatus
 from tvmlab.experiment import Ansor, AutoTVM
-from tvmlab.reuse import Past
+from tvmlab.past_records import Past
+from tvmlab.reuse import Plan
+from tvmlab.search import genetic
 from tvmlab.search.allocate import Allocator
-from tvmlab.search.tuner import digits_of
+from tvmlab.search.tuner import digits_of, index_of
 from tvmlab.strategies import TUNERS
 from tvmlab.testing import RecordedSpace, spend
 
@@ -66,6 +71,47 @@ def test_two_steps_do_not_count_on_the_same_trials():
     assert budget(step, past, before=[step]).total == 50
 
 
+def test_a_space_that_has_nothing_more_to_give_is_not_planned_again():
+    step = AutoTVM(early_stopping_threshold="100 %", exploration_trials=50)
+    past = {A: Past(380), B: Past(380)}
+    found = reuse.planned(step, [], past, {A}, {A: 0, B: 20.0})
+    assert (found.total, found.limits) == (1 + 20, {A: 1, B: 20})
+    assert Plan.afresh(step, [A, B], {A: 400}).limits == {A: 400, B: 2000}
+    assert Plan.afresh(step, [A, B], {A: 400}).total == 2400
+    assert Plan.afresh(AutoTVM(max_trials=9), [A, B], {A: 4, B: 3}).total == 7
+    assert Plan.afresh(AutoTVM(max_trials=5), [A, B], {A: 4, B: 3}).total == 5
+    assert Plan.afresh(Ansor(), [A, B], {A: 4}) == Plan(2000)
+
+
+# What failed in earlier runs
+
+
+def failing(space, indices):
+    """Trials of points that failed."""
+    made = space.measure([space.realize(index) for index in indices])
+    return [replace(trial, status=TrialStatus.RUN_TIMEOUT, latencies_s=()) for trial in made]
+
+
+@pytest.mark.parametrize("name", TUNERS)
+@pytest.mark.parametrize("ran", [range(0), range(30, 40)])
+def test_what_failed_before_is_not_tried_again(name, ran):
+    space = RecordedSpace({"a": range(8), "b": range(8)}, lambda index: 1e-3 + index * 1e-6)
+    earlier = [*failing(space, range(20)), *space.measure([space.realize(index) for index in ran])]
+    tuner = TUNERS[name](space, seed=0, earlier=earlier)
+    trials = spend(tuner, 100, space.measure)
+    asked = [trial.decisions[0] for trial in trials]
+    assert sorted(asked) == sorted({*range(20, 64)} - {*ran[1:]})  # the best of those that ran is measured again
+    assert tuner.exhausted == 64
+    assert len([latency for _, latency in tuner._known if latency is None]) == 20  # and they are learned
+
+
+def test_failures_of_a_template_that_has_changed_since_are_forgotten():
+    space = RecordedSpace({"a": range(4)}, lambda index: 1e-3)
+    earlier = [replace(trial, key="0" * 16) for trial in failing(space, range(4))]
+    tuner = TUNERS["random"](space, seed=0, earlier=earlier)
+    assert tuner.exhausted == 0 and len(spend(tuner, 9, space.measure)) == 4
+
+
 # Random trials
 
 
@@ -96,6 +142,45 @@ def test_random_trials_start_from_past_records_however_slow(name):
         return int(((digits[:, None, :] != starts[None]).sum(axis=2).min(axis=1) <= 2).sum())
 
     assert near(random=True) >= max(17, near(random=False) + 4)
+
+
+@pytest.fixture
+def drawn():
+    """`drawn(name)`: a tuner that knows 40 fast points whose first knobs are 0, and was sent afar twice; the space."""
+
+    def make(name):
+        space = far_space()
+        high = index_of(np.random.default_rng(0).integers(5, 8, (30, 6)), space.radices)
+        low = index_of([(0, 0, 0, 0, b, a) for a in range(2) for b in range(8)], space.radices)
+        tuner = TUNERS[name](space, seed=0, earlier=space.measure([space.realize(index) for index in [*low, *high]]))
+        tuner.start_at_random(2, of=2)
+        while len(tuner._drawn) < 2:
+            asked = tuner.ask(2)
+            tuner.tell(asked, space.measure(asked))
+        assert max(digits_of(tuner._ranked()[:16], space.radices)[:, 0]) == 0
+        return tuner, space
+
+    return make
+
+
+def test_chains_of_annealing_begin_at_random_starts_too(drawn):
+    tuner, space = drawn("xgb")
+    assert {*tuner._drawn, *tuner._ranked()[:30]} <= set(index_of(tuner._begin()[0], space.radices))
+
+
+def test_random_starts_have_children(drawn, monkeypatch):
+    monkeypatch.setattr(genetic, "_MUTATION", 0.0)
+    tuner, space = drawn("genetic")
+    children = digits_of(tuner._propose(16), space.radices)
+    assert 0 < (children[:, 0] > 0).mean() < 0.5  # none of the fastest has that
+
+
+def test_a_descent_takes_a_step_from_the_last_random_start_after_those_from_the_fastest(drawn):
+    tuner, space = drawn("droplet")
+    asked, fastest = digits_of(list(tuner._propose(1)), space.radices), tuner._ranked()[0]
+    near = [(asked != digits_of([index], space.radices)).sum(axis=1) == 1 for index in (fastest, tuner._drawn[-1])]
+    assert fastest == 0 and near[0][:6].all()  # all of its neighbours: there is none below it
+    assert near[1][6:10].all() and not near[1][:6].any()
 
 
 def test_without_past_records_random_trials_change_nothing():

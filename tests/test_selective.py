@@ -333,6 +333,10 @@ def test_the_matrix_of_a_run_is_that_of_its_model(run, model, cpu):
     for cluster in found.attrs["clusters"]:
         assert {found.attrs["depend"][task] for task in cluster} == {cluster[0]}
         assert (found.loc[cluster, cluster] >= 0.5).all(axis=None)
+    shown = tvmlab.tasks(model, cpu, layout="auto", depend=True)
+    assert shown.loc[shown["tunable"], "depend"].to_dict() == found.attrs["depend"]
+    assert set(shown.loc[~shown["tunable"], "depend"]) <= {""} and "depend" not in tvmlab.tasks(model, cpu)
+    assert (shown["depend"] != shown.index)[shown["tunable"]].any()  # some task would take another's schedules
     apart = tvmlab.similarity(model, cpu, least=1.0).attrs["clusters"]
     assert len(apart) > len(found.attrs["clusters"])
 

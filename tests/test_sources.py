@@ -3,17 +3,30 @@
 import pytest
 from conftest import ENVIRONMENT
 
-from tvmlab.core import InputError, Packing, TaskInfo, TrialStatus
-from tvmlab.experiment import Ansor, Experiment, TransferTuning
+from tvmlab.core import InputError, Packing, RecordError, TaskInfo, TrialStatus
+from tvmlab.experiment import (
+    Ansor,
+    AutoTVM,
+    Droplet,
+    Experiment,
+    LayoutTuning,
+    Repeat,
+    Selective,
+    TransferTuning,
+    afresh,
+)
 from tvmlab.records import State
-from tvmlab.sources import block_of, check_sources, distance, origins, packing_like, pools, resolve, score
+from tvmlab.sources import block_of, check_sources, distance, origins, packing_like, pools, resolve, score, warm_run
+from tvmlab.targets import Target
 
 ATTRS = {"kind": "llvm", "mcpu": "test"}
 OTHER = {"kind": "llvm", "mcpu": "another"}
+LABEL = ENVIRONMENT["target"]["label"]
+HERE = Target("cpu", LABEL, "llvm", ATTRS, "cpu")
 
 
-def environment(attrs):
-    return {**ENVIRONMENT, "target": {**ENVIRONMENT["target"], "attrs": attrs}}
+def environment(attrs, label=LABEL):
+    return {**ENVIRONMENT, "target": {**ENVIRONMENT["target"], "attrs": attrs, "label": label}}
 
 
 @pytest.fixture
@@ -21,8 +34,8 @@ def tuned(make_run):
     """`tuned("alexnet", ...)` writes a finished run; later calls make newer runs."""
     clock = iter(range(1, 1000))
 
-    def make(model="alexnet", attrs=ATTRS, status="done", **options):
-        folder = make_run(model=model, environment=environment(attrs), status=status, **options)
+    def make(model="alexnet", attrs=ATTRS, status="done", label=LABEL, **options):
+        folder = make_run(model=model, environment=environment(attrs, label), status=status, **options)
         folder.write_state(State(**{**folder.read_json("state.json"), "started_s": float(next(clock))}))
         return folder
 
@@ -40,12 +53,12 @@ def test_a_model_stands_for_its_newest_finished_run_on_this_target(tuned, tmp_pa
     tuned(status="stopped")
     tuned(trials=[("conv2d_relu", TrialStatus.RUN_ERROR)])
     for name in ("alexnet", "bvlc_alexnet"):
-        assert ids(resolve([name], "resnet50", ATTRS, tmp_path / "runs")) == [newest.id]
+        assert ids(resolve([name], "resnet50", HERE, tmp_path / "runs")) == [newest.id]
 
 
 def test_a_run_is_named_by_id_or_folder_and_a_pool_has_each_once(tuned, tmp_path):
     one, other = tuned(), tuned("googlenet", status="stopped")
-    found = resolve([one.id, str(other.path), "alexnet"], "resnet50", ATTRS, tmp_path / "runs")
+    found = resolve([one.id, str(other.path), "alexnet"], "resnet50", HERE, tmp_path / "runs")
     assert ids(found) == [one.id, other.id]
 
 
@@ -54,7 +67,7 @@ def test_auto_offers_the_newest_run_of_every_other_model(tuned, tmp_path):
     alexnet, googlenet = tuned("alexnet"), tuned("googlenet")
     tuned("vgg19", attrs=OTHER)
     tuned("resnet50")
-    assert ids(resolve(["auto"], "resnet50", ATTRS, tmp_path / "runs")) == [googlenet.id, alexnet.id]
+    assert ids(resolve(["auto"], "resnet50", HERE, tmp_path / "runs")) == [googlenet.id, alexnet.id]
 
 
 @pytest.mark.parametrize(
@@ -74,40 +87,81 @@ def test_a_source_that_has_nothing_is_refused_before_a_run_begins(tuned, tmp_pat
     tuned("alexnet")
     experiment = Experiment(model="resnet50", target="cpu", steps=[Ansor(), TransferTuning(source)])
     with pytest.raises(InputError, match=message):
-        check_sources(experiment, ATTRS, tmp_path / "runs")
+        check_sources(experiment, HERE, tmp_path / "runs")
 
 
 def test_a_named_run_without_records_or_of_another_target_is_refused(tuned, tmp_path):
     empty, foreign = tuned(trials=()), tuned(attrs=OTHER)
     with pytest.raises(InputError, match=f"run {empty.id} has no tuned kernel.*tune it first"):
-        resolve([empty.id], "resnet50", ATTRS, tmp_path / "runs")
+        resolve([empty.id], "resnet50", HERE, tmp_path / "runs")
     with pytest.raises(InputError, match=f"run {foreign.id} was tuned for"):
-        resolve([foreign.id], "resnet50", ATTRS, tmp_path / "runs")
+        resolve([foreign.id], "resnet50", HERE, tmp_path / "runs")
+
+
+def test_another_device_with_the_same_attributes_is_taken_from_only_if_its_run_is_named(tuned, tmp_path):
+    twin = tuned("alexnet", label="its twin")
+    with pytest.raises(InputError, match=f"run {twin.id} was made on its twin, this is .*: tune alexnet here first"):
+        resolve(["alexnet"], "resnet50", HERE, tmp_path / "runs")
+    with pytest.raises(InputError, match="no finished run of another model on this target"):
+        resolve(["auto"], "resnet50", HERE, tmp_path / "runs")
+    assert ids(resolve([twin.id], "resnet50", HERE, tmp_path / "runs")) == [twin.id]
+    assert warm_run(twin.id, HERE, tmp_path / "runs").id == twin.id
+
+
+@pytest.mark.parametrize("engine", [Ansor, AutoTVM, Droplet, LayoutTuning, Selective])
+def test_a_foreign_warm_start_is_refused_before_a_run_begins(tuned, tmp_path, engine):
+    ours, foreign, waiting = tuned(), tuned(attrs=OTHER), tuned()
+    (waiting.path / "environment.json").unlink()
+
+    def check(*runs):
+        steps = [engine(warm_start=runs)] if engine is LayoutTuning else [Ansor(), Repeat(2, [engine(warm_start=runs)])]
+        check_sources(Experiment(model="resnet50", target="cpu", steps=steps), HERE, tmp_path / "runs")
+
+    check(ours.id, str(ours.path))
+    with pytest.raises(InputError, match=f"run {foreign.id} was tuned for .*another.*: leave it out of warm_start"):
+        check(ours.id, foreign.id)
+    with pytest.raises(InputError, match=f"run {waiting.id} has not begun"):
+        check(waiting.id)
+    with pytest.raises(RecordError, match="no run 'nowhere'"):
+        check("nowhere")
+
+
+def test_random_trials_without_anything_to_start_from_are_refused(tuned, tmp_path):
+    ours = tuned()
+    knobs = {"exploration_trials": 9, "random_trials": 3}
+
+    def check(step):
+        check_sources(Experiment(model="resnet50", target="cpu", steps=[step]), HERE, tmp_path / "runs")
+
+    with pytest.raises(InputError, match="random_trials=3 have no past records to start from, with reuse=False"):
+        check(AutoTVM(**knobs, reuse=False))
+    for step in (AutoTVM(**knobs), AutoTVM(**knobs, reuse=False, warm_start=[ours.id]), *afresh([AutoTVM(**knobs)])):
+        check(step)
 
 
 def test_auto_without_a_run_says_what_to_do(tuned, tmp_path):
     tuned("resnet50")
     with pytest.raises(InputError, match=r"no finished run of another model on this target.*tune one first"):
-        resolve(["auto"], "resnet50", ATTRS, tmp_path / "runs")
+        resolve(["auto"], "resnet50", HERE, tmp_path / "runs")
     with pytest.raises(InputError, match="there are no other runs"):
-        resolve(["auto"], "resnet50", ATTRS, tmp_path / "nowhere")
+        resolve(["auto"], "resnet50", HERE, tmp_path / "nowhere")
 
 
 def test_a_run_keeps_to_the_sources_it_began_with(tuned):
     alexnet = tuned("alexnet")
     steps = [Ansor(), TransferTuning("alexnet")]
     folder = tuned("resnet50", status="stopped", experiment=Experiment(model="resnet50", target="cpu", steps=steps))
-    assert ids(pools(folder, ATTRS)[1]) == [alexnet.id]
+    assert ids(pools(folder, HERE)[1]) == [alexnet.id]
     tuned("alexnet")
-    assert ids(pools(folder, ATTRS)[1]) == [alexnet.id]
-    assert pools(alexnet, ATTRS) == {} and not (alexnet.path / "transfer.json").exists()
+    assert ids(pools(folder, HERE)[1]) == [alexnet.id]
+    assert pools(alexnet, HERE) == {} and not (alexnet.path / "transfer.json").exists()
 
 
 def test_a_run_is_no_source_of_its_own(tuned):
     before = tuned("resnet50")
     experiment = Experiment(model="resnet50", target="cpu", steps=[Ansor(), TransferTuning("resnet50")])
     folder = tuned("resnet50", experiment=experiment)
-    assert ids(pools(folder, ATTRS)[1]) == [before.id]
+    assert ids(pools(folder, HERE)[1]) == [before.id]
 
 
 def test_the_origin_of_a_kernel_is_its_fastest_trial(tuned):

@@ -1,5 +1,6 @@
 """The store of past runs: records by task and target, imported databases, runs deleted."""
 
+import itertools
 import json
 import os
 import shutil
@@ -12,7 +13,7 @@ from tvmlab import reuse
 from tvmlab.compat import DATABASE_FILES, load_meta_schedule
 from tvmlab.core import InputError, RecordError, RunError, TrialStatus
 from tvmlab.earlier import PAST_COLUMNS
-from tvmlab.imported import IMPORTED
+from tvmlab.past_records import IMPORTED
 from tvmlab.records import RunFolder
 from tvmlab.reuse import PAST
 from tvmlab.targets import Target
@@ -53,6 +54,57 @@ def test_past_of_a_target_leaves_other_devices_out(store):
         tvmlab.past("pool", runs_dir=store)
     with pytest.raises(InputError, match="unknown target 'riscv'"):
         tvmlab.past(target="riscv", runs_dir=store)
+
+
+def test_a_device_with_the_same_attributes_is_another_one(store, make_run):
+    twin = make_run([("conv2d_relu", 50.0)], environment={"target": {**ENVIRONMENT["target"], "label": "its twin"}})
+    old = make_run([("conv2d_relu", 60.0)], environment={"target": {"attrs": CPU.attrs}})  # without a label
+    found = tvmlab.past("conv2d_relu", CPU, store)
+    assert twin.id not in set(found["run"]) and old.id in set(found["run"])
+    compile_only = replace(CPU, label="znver4 (compile only)", device=None)
+    assert {twin.id, old.id} < set(tvmlab.past(target=compile_only, runs_dir=store)["run"])
+
+
+def test_devices_never_interleave(make_run):
+    """Not those of one label either: the same CPU with another number of threads."""
+    one = {"target": {**ENVIRONMENT["target"], "attrs": {**CPU.attrs, "num-cores": 1}}}
+    for latency, environment in enumerate([ENVIRONMENT, one, OTHER] * 2, start=1):
+        run = make_run([("conv2d_relu", float(latency)), ("dense", 10.0 - latency)], environment=environment)
+    found = tvmlab.past(runs_dir=run.path.parent)
+    attrs = {
+        folder.name: json.loads((folder / "environment.json").read_text())["target"]
+        for folder in run.path.parent.iterdir()
+    }
+    devices = [str(attrs[name]) for name in found["run"]]
+    assert sum(one != other for one, other in itertools.pairwise(devices)) == 2 and len(devices) == 12
+    for _, part in found.groupby(["target", found["run"].map(lambda name: str(attrs[name])), "task"]):
+        assert part["latency_us"].is_monotonic_increasing
+
+
+def test_what_a_fork_copied_is_listed_once_as_the_origins(make_run, tmp_path):
+    origin = make_run([("conv2d_relu", 5.0), ("dense", TrialStatus.CRASHED)], environment=ENVIRONMENT)
+    shutil.copytree(origin.path, origin.path.with_name("fork"))
+    fork = RunFolder(origin.path.with_name("fork"))
+    own = make_run([("conv2d_relu", 4.0)], environment=ENVIRONMENT)
+    with (fork.path / "trials.jsonl").open("a") as lines:
+        lines.writelines(line for line in (own.path / "trials.jsonl").open() if '"trial":1,' in line)
+    fork.write_json("fork.json", {"run": origin.id, "trials": 2, "elapsed_s": 1.0})
+    for started_s, run in enumerate((origin, fork)):
+        run.write_state(replace(run.state, started_s=float(started_s)))
+    tvmlab.delete_runs(own.path)
+    found = tvmlab.past(runs_dir=origin.path.parent)
+    assert sorted(found["run"]) == sorted([origin.id, origin.id, "fork"])
+    assert found.loc[found["run"] == "fork", "latency_us"].tolist() == pytest.approx([4.0])
+    tvmlab.delete_runs(origin.path)
+    assert len(tvmlab.past(runs_dir=fork.path.parent)) == 3  # nobody else has them now
+
+
+def test_a_refuted_reading_is_not_listed(make_run):
+    run = make_run([("conv2d_relu", 1.0), ("conv2d_relu", 8.0), ("conv2d_relu", 9.0)], environment=ENVIRONMENT)
+    rows = [json.loads(line) for line in (run.path / "trials.jsonl").read_text().splitlines()]
+    rows[-1]["key"] = next(row for row in rows if row["trial"] == 1)["key"]  # measured again, and slower
+    (run.path / "trials.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert tvmlab.past(runs_dir=run.path.parent)["latency_us"].tolist() == pytest.approx([8.0, 9.0])
 
 
 def test_an_empty_store_has_no_past(tmp_path):
@@ -116,7 +168,7 @@ def test_an_imported_database_is_taken_from_like_a_run(database, make_folder, ru
 
     shutil.move(store / imported.id, tmp_path)
     later = make_folder(max_trials=16)
-    reuse.begin(later, cpu.attrs)
+    reuse.begin(later, cpu)
     again = run(later)
     assert [trial.strategy for trial in again].count(PAST) == 2 and len(again) == 2 + 4
     assert not {t.key for t in again if t.strategy != PAST} & {t.key for t in trials}

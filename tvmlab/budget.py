@@ -45,17 +45,24 @@ Threshold = Annotated[int | str, BeforeValidator(_threshold)]
 
 def early_stopping(default: int) -> Any:
     """The knob early_stopping_threshold: a `Threshold`."""
-    text = "Stop a task after so many trials without an improvement: a number, or a percentage of the trials of a task"
+    text = (
+        "Stop a task after so many trials without an improvement: a number, or a percentage of a task's trials, which "
+        "are its even share where max_trials leaves less"
+    )
     return Field(default, description=f"{text} ('40 %'; '100 %' never stops early)",
                  json_schema_extra={"unit": "trials"})  # fmt: skip
 
 
-def patience_of(threshold: int | str, trials: int) -> float:
-    """The threshold in trials, of a task that gets so many; infinity for 100 %."""
+def patience_of(threshold: int | str, trials: int, tasks: int) -> float:
+    """The threshold in trials, where so many tasks have so many together; infinity for 100 %.
+
+    >>> patience_of(250, 64, 2), patience_of("40 %", 64, 2), patience_of("100 %", 64, 2)
+    (250, 13, inf)
+    """
     if isinstance(threshold, int):
         return threshold
     share = float(threshold.removesuffix("%")) / 100
-    return math.inf if share == 1 else math.ceil(share * trials)
+    return math.inf if share == 1 else math.ceil(round(share * trials / max(tasks, 1), 9))
 
 
 def reuse(of_what: str) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import pandas as pd
 
@@ -12,11 +12,30 @@ from tvmlab.columns import TrialReader
 from tvmlab.core import TvmlabError
 from tvmlab.records import RunFolder
 
-__all__ = ["PAST_COLUMNS", "attrs_of", "ended", "past_frame", "readable"]
+__all__ = ["PAST_COLUMNS", "Device", "attrs_of", "ended", "is_of", "past_frame", "readable"]
 
 _READ = ("run", "model", "target", "task", "task_key", "kernel_class", "strategy", "trial", "status", "latency_us",
          "key", "time_s")  # fmt: skip
 PAST_COLUMNS = (*_READ[:-1], "when")
+
+
+class Device(Protocol):
+    """What of a target (tvmlab.targets.Target) tells whose records are whose."""
+
+    @property
+    def attrs(self) -> Mapping[str, Any]:
+        """What its kernels are built for."""
+        ...
+
+    @property
+    def label(self) -> str:
+        """Which device it is."""
+        ...
+
+    @property
+    def device(self) -> str | None:
+        """Where it runs; None if it is for compiling only."""
+        ...
 
 
 def readable(runs_dir: Path) -> list[RunFolder]:
@@ -32,13 +51,26 @@ def readable(runs_dir: Path) -> list[RunFolder]:
     return [folder for *_, folder in sorted(found, key=lambda item: item[:2], reverse=True)]
 
 
-def ended(runs_dir: Path, attrs: Mapping[str, Any], itself: str = "") -> list[RunFolder]:
-    """The runs of a folder that are not running and were made for the target with these attributes, the oldest first.
+def ended(runs_dir: Path, target: Device, itself: str = "") -> list[RunFolder]:
+    """The runs of a folder that are not running and were made on a target, the oldest first.
 
     `itself` is the id of the run that asks.
     """
-    found = [run for run in readable(runs_dir) if run.id != itself and attrs_of(run) == attrs]
+    found = [run for run in readable(runs_dir) if run.id != itself and is_of(run, target)]
     return [run for run in reversed(found) if run.status != "running"]
+
+
+def is_of(folder: RunFolder, target: Device) -> bool:
+    """Whether a run's records are of a target: built for the same attributes, and measured on the same device.
+
+    Two cards may have the same attributes and not the same speed. Where there is no device, as of a target to compile
+    for, or of a database that was imported for one, the attributes decide.
+    """
+    made_on = folder.environment.get("target", {})
+    if made_on.get("attrs") != target.attrs:
+        return False
+    is_nowhere = target.device is None or made_on.get("device", "") is None
+    return is_nowhere or made_on.get("label") in (None, target.label)
 
 
 def attrs_of(folder: RunFolder) -> Mapping[str, Any] | None:
@@ -47,16 +79,23 @@ def attrs_of(folder: RunFolder) -> Mapping[str, Any] | None:
 
 
 def past_frame(runs: Iterable[RunFolder]) -> pd.DataFrame:
-    """The trials of some runs, the default schedules left out, those of one task and target together, fastest first.
+    """The trials of some runs, the newest first; of a device those of one task together, the fastest first.
 
-    Columns: `PAST_COLUMNS`. Raises RecordError for a damaged run.
+    The default schedules are left out, and readings that were refuted later in their step; what a fork has from its
+    origin is listed once, as the origin's. Columns: `PAST_COLUMNS`. Raises RecordError for a damaged run.
     """
-    reader = TrialReader(_READ)
+    reader, devices = TrialReader((*_READ, "step")), {}
     for run in runs:
         reader.read(run)
+        devices[run.id] = str(sorted((attrs_of(run) or {}).items()))  # of one label may be several
     found = reader.frame()
-    found = found[found["trial"] > 0]
+    copied = ["task_key", "step", "trial", "key", "time_s", "latency_us"]
+    found = found[found["trial"] > 0].drop_duplicates(copied, keep="last")
+    again = found.dropna(subset="latency_us").duplicated(["run", "step", "task_key", "key"], keep="last")
+    found = found.drop(index=again[again].index).drop(columns="step")
     found["when"] = pd.to_datetime(found.pop("time_s"), unit="s").dt.round("s")
-    for name in ("task_key", "target"):
+    for name in ("run", "task_key", "target"):
         found[name] = found[name].astype(object)
-    return found.sort_values(["task_key", "target", "latency_us"], kind="stable", ignore_index=True)
+    found["device"] = found["run"].map(devices)
+    order = ["target", "device", "task_key", "latency_us"]
+    return found.sort_values(order, kind="stable", ignore_index=True).drop(columns="device")

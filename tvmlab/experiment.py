@@ -40,8 +40,18 @@ __all__ = [
     "TransferTuning",
     "afresh",
     "knob",
+    "searches_templates",
     "unit_of",
 ]
+
+
+def searches_templates(step: Any) -> bool:
+    """Whether a step searches template spaces, where there are some: it packs a CPU's model if no LayoutTuning chose.
+
+    >>> searches_templates(Selective()), searches_templates(Selective(engine="ansor"))
+    (True, False)
+    """
+    return isinstance(step, AutoTVM) or (isinstance(step, Selective) and step.engine == "autotvm")
 
 
 class Measure(Options):

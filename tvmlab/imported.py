@@ -15,6 +15,7 @@ from tvmlab.earlier import readable
 from tvmlab.environment import describe
 from tvmlab.experiment import Ansor, Experiment
 from tvmlab.hardware import read_cpu
+from tvmlab.past_records import IMPORTED
 from tvmlab.records import RunFolder, State, TrialWriter, default_runs_dir
 from tvmlab.session import commit, open_database
 from tvmlab.spaces.sketch import SketchSpace
@@ -22,9 +23,8 @@ from tvmlab.targets import Target, targets
 from tvmlab.targets import target as named_target
 from tvmlab.tasks import Task, task_of
 
-__all__ = ["IMPORTED", "import_records"]
+__all__ = ["import_records"]
 
-IMPORTED = "imported"  # the model and the strategy of what is not of a run
 _DEVICE = {"llvm": ("mcpu", "mattr", "mtriple"), "cuda": ("arch",)}  # what tells one device from another
 
 

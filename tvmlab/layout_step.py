@@ -8,7 +8,7 @@ from typing import Any
 
 from tvmlab import layouts
 from tvmlab.core import Assignment, Packing
-from tvmlab.experiment import AutoTVM, LayoutTuning, Selective
+from tvmlab.experiment import LayoutTuning, searches_templates
 from tvmlab.layout_plan import LayoutPlan, Packed, described, lanes_of, record
 from tvmlab.models import Model
 from tvmlab.records import RunFolder
@@ -19,7 +19,7 @@ from tvmlab.sources import block_of, packing_like, pools
 from tvmlab.targets import Target
 from tvmlab.tasks import Task, extract
 
-__all__ = ["adopt", "arrange"]
+__all__ = ["adopt", "arrange", "packed_at_first"]
 
 _FILE = "assignment.json"
 
@@ -31,7 +31,7 @@ def arrange(folder: RunFolder, model: Model, target: Target) -> tuple[list[Task]
     with its engine) packs a CPU's model by its vectors, and TransferTuning as the runs are packed that it takes its
     schedules from: that is noted too.
     """
-    sources = pools(folder, target.attrs)
+    sources = pools(folder, target)
     steps, known = folder.experiment.stages, folder.layouts
     tuning = next((step for step in steps if isinstance(step, LayoutTuning)), None)
     if tuning and known is None:
@@ -42,11 +42,7 @@ def arrange(folder: RunFolder, model: Model, target: Target) -> tuple[list[Task]
         _write_tasks(folder, plan.tasks)
         return plan.tasks, plan
     is_new = known is None and next(folder.rows(), None) is None
-    assignment: Assignment = {}
-    if is_new and target.kind == "llvm" and any(map(_packs, steps)):
-        assignment = layouts.uniform(model, lanes_of(target))
-    elif is_new and target.kind == "llvm":
-        assignment = _packed_like(model, [run for runs in sources.values() for run in runs])
+    assignment = packed_at_first(model, target, steps, sources.values()) if is_new else {}
     if assignment:
         packed = Packed(model, target, assignment)
         folder.write_json(_FILE, record(layouts.sites(model), packed, {}, finished=True))
@@ -57,8 +53,15 @@ def arrange(folder: RunFolder, model: Model, target: Target) -> tuple[list[Task]
     return tasks, None
 
 
-def _packs(step: Any) -> bool:
-    return isinstance(step, AutoTVM) or (isinstance(step, Selective) and step.engine == "autotvm")
+def packed_at_first(
+    model: Model, target: Target, steps: Iterable[Any], sources: Iterable[Sequence[RunFolder]]
+) -> Assignment:
+    """How a run without a LayoutTuning packs its model; `sources` are the runs that each TransferTuning takes from."""
+    if target.kind != "llvm":
+        return {}
+    if any(map(searches_templates, steps)):
+        return layouts.uniform(model, lanes_of(target))
+    return _packed_like(model, [run for runs in sources for run in runs])
 
 
 def _packed_like(model: Model, runs: Sequence[RunFolder]) -> Assignment:

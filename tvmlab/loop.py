@@ -112,7 +112,7 @@ def _search(
         [task.info for task in tasks],
         session.known_latencies_s(keys),
         session.target.roofline,
-        step.patience,
+        step.patience(len(tasks)),
         plan.limits,
     )
     for key, (before, since) in plan.begun.items():

@@ -106,7 +106,26 @@ def _readable(cls: type[Options], error: ValidationError) -> InputError:
         known = ", ".join(f"{step.__name__}(...)" for step in Options.__subclasses__() if "kind" in step.model_fields)
         return InputError(f"{where}: unknown step {first['input']!r}", remedy=f"the steps are {known}")
     problem = first["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    allowed = _range(cls.model_fields[where]) if where in cls.model_fields else ""
+    if allowed:
+        problem = f"should be {allowed}" if first["type"] in _BOUNDS else f"{problem}, {allowed}"
     return InputError(
         f"{cls.__name__}({where}={first['input']!r}) is not usable",
         remedy=f"{where} {problem[:1].lower()}{problem[1:]}",
     )
+
+
+_BOUNDS = ("greater_than_equal", "less_than_equal", "greater_than", "less_than")  # pydantic's names of these errors
+
+
+def _range(field: Any) -> str:
+    """All that a knob allows, not only the limit that was passed; an empty string for one without limits."""
+    limits = {name: getattr(limit, name) for limit in field.metadata for name in _LIMITS if hasattr(limit, name)}
+    if limits.keys() == {"ge", "le"}:
+        said = "{ge:,.10g} to {le:,.10g}".format(**limits)
+    else:
+        said = " and ".join(f"{words} {limits[name]:,.10g}" for name, words in _LIMITS.items() if name in limits)
+    return f"{said} {unit_of(field)}".rstrip() if said else ""
+
+
+_LIMITS = {"ge": "at least", "gt": "above", "le": "up to", "lt": "below"}

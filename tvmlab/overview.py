@@ -6,6 +6,7 @@ Which tasks a model has depends on its layout: packed convolutions are other ker
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
@@ -15,22 +16,29 @@ from tvmlab import tasks as cutting
 from tvmlab.core import Assignment, InputError, Packing, TaskInfo
 from tvmlab.layout_plan import Packed, lanes_of
 from tvmlab.models import Model, load_model
+from tvmlab.selective_step import clustered
 from tvmlab.sites import Site, options, reason_against
 from tvmlab.spaces.sketch import SketchSpace
 from tvmlab.spaces.sketch_points import SketchPoints
 from tvmlab.spaces.template import TemplateSpace, misfit, template_for
+from tvmlab.steps_selective import SIMILARITY
 from tvmlab.targets import Target
 from tvmlab.targets import target as named_target
 from tvmlab.tasks import Task
 
-__all__ = ["Space", "space", "tasks", "tasks_of"]
+__all__ = ["Space", "pack", "space", "tasks"]
 
 _KEPT = 4  # lowered models, each some seconds of work
 _lowered: OrderedDict[tuple[str, Target, str], Packed] = OrderedDict()
 
 
 def tasks(
-    model: str | Model, target: str | Target = "auto", *, layout: str = "NCHW", spaces: bool = False
+    model: str | Model,
+    target: str | Target = "auto",
+    *,
+    layout: str = "NCHW",
+    spaces: bool = False,
+    depend: bool = False,
 ) -> pd.DataFrame:
     """The tasks of a model as a frame, the largest share first.
 
@@ -38,7 +46,9 @@ def tasks(
     occurrence), intensity (FLOP/byte), roofline_us (the shortest time the device's measured limits allow; NaN for
     a target without its device), share (of the model's roofline-limited latency, or of its FLOPs), tunable. With
     `spaces` (some tenths of a second a task) also space: which space the task is searched in, or why it keeps its
-    default schedule.
+    default schedule. With `depend` (as long) also depend, as in selective tuning (TVM issue 4188): the task whose
+    schedules this one would try, the representative of its cluster; itself if it is one; empty for a view. These are
+    the clusters of `Selective()` in the layout "auto"; a run's own are in `frames.tasks(run)`.
 
     `layout` is how the convolutions are computed, where they can be: "NCHW16c", "NCHW16c winograd4"; "auto" as the
     step AutoTVM does where no LayoutTuning chose.
@@ -47,17 +57,24 @@ def tasks(
     """
     model = load_model(model) if isinstance(model, str) else model
     target = named_target(target) if isinstance(target, str) else target
-    found = tasks_of(model, target, layout)
+    found = pack(model, target, _uniform(model, _packing(layout, target))).tasks
     frame = cutting.table(found, target)
     if spaces:
         described = {task.info.name: describe(task, target) for task in found}
         frame["space"] = frame.index.map(described)
+    if depend:
+        frame["depend"] = frame.index.map(_representatives(found, target)).fillna("")
     return frame
 
 
-def tasks_of(model: Model, target: Target, layout: str) -> list[Task]:
-    """The tasks of a model, its convolutions computed as `tasks` says."""
-    return _pack(model, target, _uniform(model, _packing(layout, target))).tasks
+def _representatives(found: Sequence[Task], target: Target) -> dict[str, str]:
+    """The names of the representatives that a Selective step with its defaults would choose."""
+    tunable = [task for task in found if task.info.tunable]
+    names = [task.info.name for task in tunable]
+    if not names:
+        return {}
+    _, depends = clustered(tunable, target.to_tvm(), templates=True, least=SIMILARITY)
+    return {name: names[on] for name, on in zip(names, depends, strict=True)}
 
 
 def space(task: Task | Model | str, name: str = "", target: str | Target = "auto", *, layout: str = "auto") -> Space:
@@ -83,7 +100,7 @@ def space(task: Task | Model | str, name: str = "", target: str | Target = "auto
     site = next((site for site in layouts.sites(model) if site.name == name), None)
     if site is not None and layout != "auto":
         assignment = _with_site(assignment, site, packing)
-    packed = _pack(model, target, assignment)
+    packed = pack(model, target, assignment)
     wanted = packed.keys.get(name)
     found = next((each for each in packed.tasks if wanted == each.key or name == each.info.name), None)
     if found is None:
@@ -173,8 +190,8 @@ def _with_site(assignment: Assignment, site: Site, packing: Packing) -> Assignme
     return assignment | {site.name: packing} if packing.block else assignment
 
 
-def _pack(model: Model, target: Target, assignment: Assignment) -> Packed:
-    """The model lowered; the last few are kept."""
+def pack(model: Model, target: Target, assignment: Assignment) -> Packed:
+    """A model lowered, its convolutions computed as an assignment says; the last few are kept."""
     key = model.sha256, target, str(sorted(assignment.items()))
     if key not in _lowered:
         _lowered[key] = Packed(model, target, assignment)

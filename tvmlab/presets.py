@@ -13,14 +13,17 @@ import pandas as pd
 from tvmlab.columns import TrialReader
 from tvmlab.core import InputError, Packing, TaskInfo
 from tvmlab.earlier import ended
-from tvmlab.experiment import Ansor, AutoTVM, Experiment, LayoutTuning
-from tvmlab.layout_plan import LayoutPlan, Packed, described
+from tvmlab.experiment import Ansor, AutoTVM, Experiment, LayoutTuning, TransferTuning
+from tvmlab.layout_plan import LayoutPlan, described
+from tvmlab.layout_step import packed_at_first
 from tvmlab.layouts import sites
 from tvmlab.models import Model, load_model
-from tvmlab.overview import tasks_of
+from tvmlab.overview import pack
 from tvmlab.records import default_runs_dir
 from tvmlab.reuse import Reuse
 from tvmlab.run import best
+from tvmlab.sources import resolve
+from tvmlab.spaces.template import sizes
 from tvmlab.store import noted_frame
 from tvmlab.study_length import START_S, TRIALS_PER_S, duration_text
 from tvmlab.targets import Target
@@ -38,6 +41,7 @@ _MAX_TRIALS = 3000
 _MAX_RANDOM = 500
 _ENOUGH = 20  # trials of a kind of step in a past run that say how fast these are
 _NEWEST = 5  # past runs that a rate is taken from
+_UNSHARED = "; selective counted as if no tasks shared schedules"
 
 _plans: dict[tuple[str, Target, LayoutTuning], LayoutPlan] = {}
 
@@ -49,13 +53,19 @@ def preset(name: str, model: str, target: str = "auto", **knobs: Any) -> Experim
     "max" is the seed texts' advice for the best performance: both engines with 3000 trials a task, no early stopping,
     at least 3000 new trials of AutoTVM's of which 500 start at random, the faster schedule of each task kept. Each
     searches what the one before it searches, and more: on a CPU templates in layouts that are chosen first, on a GPU
-    templates and sketches. `estimate_time` says how long. Raises InputError for an unknown name, model or target.
+    templates and sketches. `estimate_time` says how long. Raises InputError for an unknown name, model or target, and
+    for knobs that a preset decides itself.
 
     >>> [step.code() for step in preset("default", "alexnet", "cpu").steps]
     ['LayoutTuning()', 'AutoTVM()']
     """
     if name not in PRESETS:
         raise InputError(f"there is no preset {name!r}", remedy=f"there are {', '.join(PRESETS)}")
+    if decided := [name for name in ("measure", "steps") if name in knobs]:
+        raise InputError(
+            f"a preset decides {' and '.join(decided)} itself",
+            remedy="leave them out, or write an Experiment with the steps that presets(model) shows",
+        )
     fast = best(model, target, seed=knobs.get("seed", 0))
     return Experiment(model=model, target=target, measure=fast.measure, steps=_steps(name, fast.steps), **knobs)
 
@@ -82,7 +92,8 @@ class TimeEstimate:
     """About how long an experiment takes, at the most: `seconds` for so many `trials`.
 
     `reused` are trials of earlier runs that it counts on. `basis` says, for each kind of step, at how many trials a
-    second, and whether past runs on this machine say so. Early stopping and small spaces end it sooner.
+    second, and whether past runs on this machine say so. Early stopping ends it sooner, invalid points of templates do,
+    and with Selective tasks that share schedules: which do is known when the run has compared their spaces.
 
     `layouts` is the earlier run whose layouts it takes ("": none), `past` what it takes of each task, one row a task:
     the columns of `tvmlab.reused` but the last.
@@ -121,23 +132,26 @@ def estimate_time(experiment: Experiment, runs_dir: str | Path | None = None) ->
 
     The rates are those of the newest past runs there on its target, of the same model if there are some; where there
     are none, those of docs/benchmarks.md (two cores). It takes some seconds: the model is cut into tasks. Raises
-    InputError for an unknown model or target.
+    InputError for an unknown model or target, or for a TransferTuning without anything to take from.
     """
     parent = Path(runs_dir) if runs_dir is not None else default_runs_dir()
     target = named_target(experiment.target)
     rates = _rates(experiment, target, parent)
-    reuse = Reuse.forecast(experiment, parent, target.attrs)
-    trials, tasks, layouts = _asked(experiment, target, reuse)
+    reuse = Reuse.forecast(experiment, parent, target)
+    trials, tasks, layouts = _asked(experiment, target, reuse, parent)
     stages = experiment.stages
     seconds = START_S + sum(count / rates[step.kind][0] for step, count in zip(stages, trials, strict=True))
     limited = min(seconds, experiment.time_limit_s or seconds)
     kinds = dict.fromkeys(step.kind for step in stages)
     basis = ", ".join(f"{kind} {rates[kind][0]:.2g} trials/s ({rates[kind][1]})" for kind in kinds)
+    basis += _UNSHARED if "selective" in kinds else ""
     past = noted_frame(reuse.noted, tasks)
     return TimeEstimate(limited, sum(trials), reuse.counted, basis, layouts, past)
 
 
-def _asked(experiment: Experiment, target: Target, reuse: Reuse) -> tuple[list[int], list[TaskInfo], str]:
+def _asked(
+    experiment: Experiment, target: Target, reuse: Reuse, runs_dir: Path
+) -> tuple[list[int], list[TaskInfo], str]:
     """The trials of each stage, at the most; the tasks; the earlier run whose layouts are taken, if one is."""
     model = load_model(experiment.model, batch=experiment.batch, seed=experiment.seed, dims=experiment.dims)
     first = experiment.stages[0]
@@ -145,22 +159,26 @@ def _asked(experiment: Experiment, target: Target, reuse: Reuse) -> tuple[list[i
     if isinstance(first, LayoutTuning) and (chosen := reuse.layouts(first, list(map(described, sites(model))))):
         taken, assignment = chosen
         packings = {row["site"]: Packing.parse(row["packing"]) for row in assignment["sites"]}
-        found = Packed(model, target, {site: packing for site, packing in packings.items() if packing.block}).tasks
+        found = pack(model, target, {site: packing for site, packing in packings.items() if packing.block}).tasks
     elif isinstance(first, LayoutTuning):
         plan = _layout_plan(model, target, first)
         layouts = first.total_trials(len(plan.variants)) + first.transform_trials * len(plan.copies)
         found = plan.tasks
     else:
-        packed = target.kind == "llvm" and any(isinstance(step, AutoTVM) for step in experiment.stages)
-        found = tasks_of(model, target, "auto" if packed else "NCHW")
-    tasks = [task.info for task in found if task.info.tunable and task.info.weight > 0]
-    keys = [info.key for info in tasks]
-    reuse.take(keys)
+        sources = [
+            resolve(step.source, experiment.model, target, runs_dir)
+            for step in experiment.stages
+            if isinstance(step, TransferTuning)
+        ]
+        found = pack(model, target, packed_at_first(model, target, experiment.stages, sources)).tasks
+    counted = [task for task in found if task.info.tunable and task.info.weight > 0]
+    keys = [task.key for task in counted]
+    reuse.take(keys, sizes(counted, target.to_tvm()))
     trials = [
         layouts if isinstance(step, LayoutTuning) else reuse.plan(number, keys).total
         for number, step in enumerate(experiment.stages)
     ]
-    return trials, tasks, taken
+    return trials, [task.info for task in counted], taken
 
 
 def _layout_plan(model: Model, target: Target, step: LayoutTuning) -> LayoutPlan:
@@ -175,7 +193,7 @@ def _layout_plan(model: Model, target: Target, step: LayoutTuning) -> LayoutPlan
 def _rates(experiment: Experiment, target: Target, runs_dir: Path) -> Mapping[str, tuple[float, str]]:
     """Trials a second of each kind of step, and where that is from."""
     found: dict[str, list[tuple[bool, int, float]]] = defaultdict(list)  # same model, trials, seconds; oldest first
-    for run in ended(runs_dir, target.attrs):
+    for run in ended(runs_dir, target):
         same = run.experiment.model == experiment.model
         for kind, count, seconds in _spent(run):
             if count >= _ENOUGH and seconds > 0:

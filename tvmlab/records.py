@@ -5,6 +5,7 @@
      tasks.json         the model's tasks (TaskInfo); of weight 0 what a layout step only tried
      assignment.json    the packing of each convolution, and what else it could have had; none where all is NCHW
      reuse.json         what it takes from earlier runs (tvmlab.reuse)
+     exhausted.json     template spaces that have nothing more to give: their sizes by task (tvmlab.past_records)
      transfer.json      where transferred schedules came from and what became of them (tvmlab.transfer_step)
      selective.json     which tasks are alike, which were searched and why (tvmlab.selective_step)
      minima.json        by step and task, at which local minimum a descent ended

@@ -19,12 +19,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tvmlab.core import InputError, RunError, TvmlabError
+from tvmlab.earlier import attrs_of, is_of
 from tvmlab.experiment import Ansor, AutoTVM, Experiment, LayoutTuning, Measure, afresh
 from tvmlab.hardware import require_compiler, require_disk
 from tvmlab.models import parameters_of
 from tvmlab.records import RunFolder, default_runs_dir
 from tvmlab.search_process import check_experiment
 from tvmlab.sources import check_sources
+from tvmlab.targets import Target
 from tvmlab.targets import target as named_target
 
 if TYPE_CHECKING:
@@ -46,6 +48,7 @@ _FORKED = (
     "minima.json",
     "refine.json",
     "reuse.json",
+    "exhausted.json",
 )
 _STOP_GRACE_S = 180.0  # a stop waits for the trial under way, and that for its build
 
@@ -211,7 +214,7 @@ def tune(experiment: Experiment, runs_dir: str | Path | None = None) -> Run:
     """Start an experiment and return at once; the search runs in a process of its own.
 
     `run.wait()` blocks, `run.stop()` ends it early. Raises InputError or MissingTool, before anything is written,
-    for a model or target that cannot be used, a missing compiler or a full disk.
+    for a model, a target or an earlier run that cannot be used, a missing compiler or a full disk.
 
     Example: `tvmlab.tune(tvmlab.Experiment(model="alexnet", steps=[tvmlab.Ansor(max_trials=64)])).wait()`
     """
@@ -257,10 +260,7 @@ def _check(experiment: Experiment, runs_dir: Path) -> None:
     check_experiment(experiment)
     require_compiler()
     require_disk(runs_dir)
-    for step in experiment.stages:
-        for source in step.warm_start:
-            RunFolder.open(source, runs_dir)
-    check_sources(experiment, named_target(experiment.target).attrs, runs_dir)
+    check_sources(experiment, named_target(experiment.target), runs_dir)
 
 
 def _place(experiment: Experiment, runs_dir: Path, name: str, origin: RunFolder | None = None) -> RunFolder:
@@ -320,25 +320,37 @@ def resume(run: str | Path | RunFolder | Run, runs_dir: str | Path | None = None
 def runs(runs_dir: str | Path | None = None, *, model: str = "", target: str = "", status: str = "") -> pd.DataFrame:
     """The runs of a folder, the newest first: id, model, target, status, trials, elapsed_s, estimate_ms, message.
 
-    Of these only those of a `model`, for a `target` (as the experiment names it), or with a `status`: running, done,
-    stopped, failed or unreadable. Raises InputError for another status.
+    Of these only those of a `model`, on a `target` (a name that `tvmlab.target` takes, however the run named it), or
+    with a `status`: running, done, stopped, failed or unreadable. Raises InputError for another status or an unknown
+    target.
     """
     import pandas as pd
 
     if status and status not in _STATUSES:
         raise InputError(f"no run is ever {status!r}", remedy=f"status is one of {', '.join(_STATUSES)}")
     parent = Path(runs_dir) if runs_dir is not None else default_runs_dir()
+    wanted = named_target(target) if target else None
     rows = []
     for path in sorted(parent.glob("*/experiment.json"), reverse=True):
         try:
             run = attach(path.parent)
+            if wanted is not None and not _is_for(run, target, wanted):
+                continue
             rows.append({"run": run.id, "model": run.experiment.model, "target": run.experiment.target, **_row(run)})
         except TvmlabError as error:
-            rows.append({"run": path.parent.name, "status": "unreadable", "message": str(error)})
-    asked = {name: value for name, value in (("model", model), ("target", target), ("status", status)) if value}
+            if wanted is None:
+                rows.append({"run": path.parent.name, "status": "unreadable", "message": str(error)})
+    asked = {name: value for name, value in (("model", model), ("status", status)) if value}
     rows = [row for row in rows if all(row.get(name) == value for name, value in asked.items())]
     columns = ["run", "model", "target", "status", "trials", "elapsed_s", "estimate_ms", "message"]
     return pd.DataFrame(rows, columns=columns).set_index("run")
+
+
+def _is_for(run: Run, name: str, target: Target) -> bool:
+    """Whether a run is on a target; one that has not begun on it yet by the name that its experiment has."""
+    if attrs_of(run.folder) is None:
+        return run.experiment.target == name
+    return is_of(run.folder, target)
 
 
 def _row(run: Run) -> dict[str, Any]:

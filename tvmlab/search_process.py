@@ -95,7 +95,7 @@ def prepare(folder: RunFolder) -> tuple[Target, list[Task], LayoutPlan | None]:
     target = named_target(experiment.target)
     _check_same_machine(folder, target)
     model = load_model(experiment.model, batch=experiment.batch, seed=experiment.seed, dims=experiment.dims)
-    reuse.begin(folder, target.attrs)
+    reuse.begin(folder, target)
     tasks, plan = arrange(folder, model, target)
     require_tunable(tasks, model)
     if not folder.environment:

@@ -28,7 +28,7 @@ from tvmlab.strategies import warm_records
 from tvmlab.tasks import Task
 from tvmlab.transfer_step import Spaces, carried
 
-__all__ = ["Selection", "cost_of", "said_of", "search_of"]
+__all__ = ["Selection", "clustered", "said_of", "search_of"]
 
 _NEAREST = 8  # records whose latency is nearest to a trial's, among which its trace is looked for
 _WORTH = 0.01  # of the model estimate: what a task must be able to save to be searched after all
@@ -50,7 +50,20 @@ def search_of(step: Selective) -> Ansor | AutoTVM:
     return AutoTVM(kernel_trials=step.trials_per_kernel, tuner=step.tuner, **common)
 
 
-def cost_of(info: TaskInfo) -> float:
+def clustered(tasks: Sequence[Task], target: Any, *, templates: bool, least: float) -> tuple[Any, list[int]]:
+    """The similarity of some tasks' spaces, pair by pair, and the number of each task's representative.
+
+    `target` is a tvm.target.Target; `templates` and `least` are of `tvmlab.spaces.overlap` and `clusters`.
+    """
+    found = rates([outline(task, target, templates=templates) for task in tasks])
+    depends = list(range(len(tasks)))
+    for one in clusters(found, least, [_cost_of(task.info) for task in tasks]):
+        for task in one.others:
+            depends[task] = one.representative
+    return found, depends
+
+
+def _cost_of(info: TaskInfo) -> float:
     """What a task may cost its model, to choose between equals: its work, without having measured it."""
     return info.weight * (info.flops or info.bytes_moved)
 
@@ -79,15 +92,13 @@ class Selection:
 
     def _decide(self, tasks: Sequence[Task]) -> dict[str, Any]:
         templates = self._step.engine == "autotvm"
-        found = rates([outline(task, self._target, templates=templates) for task in tasks])
-        groups = clusters(found, self._step.similarity, [cost_of(task.info) for task in tasks])
+        found, depends = clustered(tasks, self._target, templates=templates, least=self._step.similarity)
         keys = [task.key for task in tasks]
-        depends = {keys[task]: keys[one.representative] for one in groups for task in (one.representative, *one.others)}
         return {
             "engine": self._step.engine,
             "tasks": keys,
             "rates": found.round(4).tolist(),
-            "depends": depends,
+            "depends": {key: keys[on] for key, on in zip(keys, depends, strict=True)},
             "poor": None,
             "shared": [],
         }
@@ -99,8 +110,8 @@ class Selection:
     def _for_its_cluster(self, task: Task) -> Task:
         """A representative with the weight of its cluster: its trials are worth what they save all of it."""
         members = [member.info for member in self._tasks(lambda key, on: on == task.key)]
-        share = cost_of(task.info) / task.info.weight if task.info.weight else 0.0
-        weight = round(sum(map(cost_of, members)) / share) if share else task.info.weight
+        share = _cost_of(task.info) / task.info.weight if task.info.weight else 0.0
+        weight = round(sum(map(_cost_of, members)) / share) if share else task.info.weight
         return replace(task, info=replace(task.info, weight=weight))
 
     def _plan(self, searched: int) -> None:

@@ -11,10 +11,12 @@ from typing import Any
 
 from tvmlab.compat import DATABASE_FILES, load_meta_schedule
 from tvmlab.core import Candidate, Measurement, Measurer, Strategy, TaskInfo, Trial
-from tvmlab.experiment import LayoutTuning
+from tvmlab.experiment import LayoutTuning, searches_templates
 from tvmlab.layout_plan import LayoutPlan
+from tvmlab.past_records import EXHAUSTED_FILE
 from tvmlab.records import MINIMA_FILE, RunFolder, State, TrialWriter, cut_torn_line
 from tvmlab.reuse import Reuse
+from tvmlab.spaces.template import sizes
 from tvmlab.targets import Target
 from tvmlab.tasks import Task
 
@@ -48,8 +50,9 @@ class Session:
         self.search_s = 0.0
         self.plan = plan
         self.reuse = Reuse.of(folder)
+        self._exhausted: dict[str, int] = folder.read_json(EXHAUSTED_FILE, missing={})
         if plan is None:  # else the tasks are variants, whose trials no engine made
-            self.reuse.take(self.tasks)
+            self._take_from_earlier_runs()
         self.phase = "starting"
         self.history: list[Trial] = []
         self._default_s: dict[str, float] = {}
@@ -106,7 +109,11 @@ class Session:
         self.measurer.add(tasks)
         self.tasks = {task.key: task for task in tasks if task.info.tunable}
         self.plan = None
-        self.reuse.take(self.tasks)
+        self._take_from_earlier_runs()
+
+    def _take_from_earlier_runs(self) -> None:
+        known = any(map(searches_templates, self.experiment.stages))
+        self.reuse.take(self.tasks, sizes(self.tasks.values(), self.target.to_tvm()) if known else {})
 
     def known_latencies_s(self, keys: Iterable[str]) -> dict[str, float | None]:
         """The best latency of each task so far, its unscheduled kernel's included; None where there is none."""
@@ -115,8 +122,12 @@ class Session:
     def ended(self, key: str, strategy: Strategy) -> None:
         """Note how the search of a task ended, where its strategy can tell: `ending`, `local_minimum`.
 
-        One that ended without any trial is noted too: its space has nothing to measure.
+        One that ended without any trial is noted too: its space has nothing to measure. That a template space is
+        `exhausted` goes into the folder: no later run needs to find it out again.
         """
+        if size := getattr(strategy, "exhausted", 0):
+            self._exhausted[key] = size
+            self.folder.write_json(EXHAUSTED_FILE, self._exhausted)
         ending = getattr(strategy, "ending", "")
         if not any(trial.task_key == key and trial.trial for trial in self.history):
             self._without_trials.add(key)

@@ -9,10 +9,8 @@ import pandas as pd
 from tvmlab import layouts
 from tvmlab.layout_plan import lanes_of
 from tvmlab.models import Model, load_model
-from tvmlab.search.clusters import clusters
 from tvmlab.selective_rows import matrix
-from tvmlab.selective_step import cost_of
-from tvmlab.spaces.overlap import outline, rates
+from tvmlab.selective_step import clustered
 from tvmlab.steps_selective import SIMILARITY, Selective
 from tvmlab.targets import Target
 from tvmlab.targets import target as named_target
@@ -46,11 +44,5 @@ def similarity(
     packed = engine == "autotvm" and target.kind == "llvm"
     assignment = layouts.uniform(model, lanes_of(target)) if packed else None
     tasks = require_tunable(extract(model, target, assignment), model)
-    outlines = [outline(task, target.to_tvm(), templates=engine == "autotvm") for task in tasks]
-    found = rates(outlines)
-    depends = {
-        task: one.representative
-        for one in clusters(found, least, [cost_of(task.info) for task in tasks])
-        for task in (one.representative, *one.others)
-    }
-    return matrix([task.info.name for task in tasks], found, [depends[task] for task in range(len(tasks))])
+    found, depends = clustered(tasks, target.to_tvm(), templates=engine == "autotvm", least=least)
+    return matrix([task.info.name for task in tasks], found, depends)

@@ -20,7 +20,8 @@ import pandas as pd
 from tvmlab.core import Candidate, InputError, RecordError, TaskInfo, Trial, TrialStatus
 from tvmlab.datafiles import data_dir
 from tvmlab.experiment import AutoTVM
-from tvmlab.reuse import PAST, Plan, past_of, planned
+from tvmlab.past_records import past_of
+from tvmlab.reuse import PAST, Plan, planned
 from tvmlab.search.allocate import Allocator, fit_template_batches
 from tvmlab.search.droplet import Droplet
 from tvmlab.search.walkable import Numbered
@@ -216,7 +217,7 @@ def _carry_out(replay: ReplaySpace, step: AutoTVM, seed: int, past: Sequence[Tri
     again = [replace(best, strategy=PAST)] if best else []
     plan = planned(step, (), {key: past_of(past)}, {key} if best else set()) if past else Plan.afresh(step, [key])
     info = TaskInfo(key, name, name, weight=1, flops=0.0, bytes_moved=0.0, tunable=True)
-    allocator = Allocator([info], {}, None, step.patience, plan.limits)
+    allocator = Allocator([info], {}, None, step.patience(1), plan.limits)
     for before, since in plan.begun.values():
         allocator.begun(key, before, since)
     trials = again[: plan.total]

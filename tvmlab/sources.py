@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from tvmlab.core import InputError, Packing, TaskInfo, Trial, standing
-from tvmlab.earlier import attrs_of, readable
-from tvmlab.experiment import Experiment, TransferTuning
+from tvmlab.earlier import Device, attrs_of, is_of, readable
+from tvmlab.experiment import AutoTVM, Experiment, TransferTuning
 from tvmlab.records import RunFolder
 
 __all__ = [
@@ -32,12 +32,12 @@ __all__ = [
     "pools",
     "resolve",
     "score",
+    "warm_run",
 ]
 
 AUTO = "auto"
 TRANSFER_FILE = "transfer.json"
 SELECTIVE_FILE = "selective.json"
-Attrs = Mapping[str, Any]  # of a target: what its kernels are built for
 
 _FAR = 64.0  # doublings between kernels whose shapes cannot be compared: further than any that can
 
@@ -51,14 +51,38 @@ class Origin:
     trial: Trial
 
 
-def check_sources(experiment: Experiment, attrs: Attrs, runs_dir: Path) -> None:
-    """Raises InputError if a TransferTuning step has nothing to take schedules from on the target with these attrs."""
+def check_sources(experiment: Experiment, target: Device, runs_dir: Path) -> None:
+    """Raises InputError or RecordError if a step cannot take from other runs on this target what it is to take."""
     for step in experiment.stages:
         if isinstance(step, TransferTuning):
-            resolve(step.source, experiment.model, attrs, runs_dir)
+            resolve(step.source, experiment.model, target, runs_dir)
+        for run in step.warm_start:
+            warm_run(run, target, runs_dir)
+        if isinstance(step, AutoTVM) and step.random_trials and not (step.reuse or step.warm_start):
+            raise InputError(
+                f"random_trials={step.random_trials} have no past records to start from, with reuse=False",
+                remedy="leave them out, or name runs in warm_start",
+            )
 
 
-def pools(folder: RunFolder, attrs: Attrs) -> dict[int, list[RunFolder]]:
+def warm_run(name: str, target: Device, runs_dir: Path) -> RunFolder:
+    """A run that a step's warm_start names. Raises InputError if its records are of another target's kernels.
+
+    Those of another device with the same attributes may be named: they build, and are measured again here.
+    """
+    run = RunFolder.open(name, runs_dir)
+    made_for = attrs_of(run)
+    if made_for != target.attrs:
+        raise InputError(
+            f"run {run.id} was tuned for {made_for}, this one is for {target.attrs}" if made_for
+            else f"run {run.id} has not begun, so it has no records",
+            remedy="leave it out of warm_start: records of another target mislead the search" if made_for
+            else "leave it out of warm_start, or wait for it",
+        )  # fmt: skip
+    return run
+
+
+def pools(folder: RunFolder, target: Device) -> dict[int, list[RunFolder]]:
     """The runs that each TransferTuning stage of a run chooses from, by the stage's number.
 
     They are noted in transfer.json when first asked for: a resumed run keeps to them, whatever was tuned since. Raises
@@ -73,7 +97,7 @@ def pools(folder: RunFolder, attrs: Attrs) -> dict[int, list[RunFolder]]:
         if str(number) in known["steps"]:
             found[number] = [RunFolder.open(name, runs_dir) for name in known["steps"][str(number)]["pool"]]
         else:
-            found[number] = resolve(step.source, experiment.model, attrs, runs_dir, itself=folder.id)
+            found[number] = resolve(step.source, experiment.model, target, runs_dir, itself=folder.id)
             known["steps"][str(number)] = {"pool": [_name_of(run, runs_dir) for run in found[number]]}
     if found:
         folder.write_json(TRANSFER_FILE, known)
@@ -85,23 +109,23 @@ def _name_of(run: RunFolder, runs_dir: Path) -> str:
     return run.id if inside else str(run.path.resolve())
 
 
-def resolve(names: Sequence[str], model: str, attrs: Attrs, runs_dir: Path, itself: str = "") -> list[RunFolder]:
+def resolve(names: Sequence[str], model: str, target: Device, runs_dir: Path, itself: str = "") -> list[RunFolder]:
     """The runs that the names of a step stand for, in their order, each once.
 
     A name is a run (id or folder) or a model: of that, its newest finished run on this target. "auto" stands for the
-    newest finished run of every model but `model`; the heuristic (`score`) has the choice. `itself` is the id of the
-    run that asks.
+    newest finished run of every model but `model`; the heuristic (`score`) has the choice. A run that is named may be
+    of another device with the same attributes. `itself` is the id of the run that asks.
 
     Raises InputError for a name without records, a run that still goes on, or another target's records.
     """
     there = [folder for folder in readable(runs_dir) if folder.id != itself]
     if tuple(names) != (AUTO,):
-        found = [_named(name, attrs, there, runs_dir) for name in names]
+        found = [_named(name, target, there, runs_dir) for name in names]
         return list({folder.path.resolve(): folder for folder in found}.values())
     newest: dict[str, RunFolder] = {}
     for folder in there:
         name = _model_of(folder)
-        if name not in (_canonical(model), *newest) and _is_usable(folder, attrs):
+        if name not in (_canonical(model), *newest) and _is_usable(folder, target):
             newest[name] = folder
     if not newest:
         raise InputError(
@@ -111,10 +135,10 @@ def resolve(names: Sequence[str], model: str, attrs: Attrs, runs_dir: Path, itse
     return list(newest.values())
 
 
-def _named(name: str, attrs: Attrs, there: Sequence[RunFolder], runs_dir: Path) -> RunFolder:
+def _named(name: str, target: Device, there: Sequence[RunFolder], runs_dir: Path) -> RunFolder:
     """The run that a name stands for."""
     of_model = [folder for folder in there if _model_of(folder) == _canonical(name)]
-    usable = next((folder for folder in of_model if _is_usable(folder, attrs)), None)
+    usable = next((folder for folder in of_model if _is_usable(folder, target)), None)
     if usable is not None:
         return usable
     foreign = next((folder for folder in of_model if folder.status == "done" and origins(folder)), None)
@@ -131,10 +155,15 @@ def _named(name: str, attrs: Attrs, there: Sequence[RunFolder], runs_dir: Path) 
             f"run {folder.id} has no tuned kernel to transfer",
             remedy=f"tune it first; {_what_is_there(there, runs_dir)}",
         )
-    if attrs_of(folder) != attrs:
+    if attrs_of(folder) != target.attrs:
         raise InputError(
-            f"run {folder.id} was tuned for {attrs_of(folder)}, this one is for {attrs}",
+            f"run {folder.id} was tuned for {attrs_of(folder)}, this one is for {target.attrs}",
             remedy="name a run of this target: schedules made for another mislead, and may not even build",
+        )
+    if foreign is not None and not is_of(folder, target):
+        raise InputError(
+            f"run {folder.id} was made on {folder.environment['target'].get('label')}, this is {target.label}",
+            remedy=f"tune {name} here first, or name that run itself to take its schedules all the same",
         )
     return folder
 
@@ -153,8 +182,8 @@ def _is_run(name: str, runs_dir: Path) -> bool:
     return any((path / "experiment.json").exists() for path in (Path(name), runs_dir / name))
 
 
-def _is_usable(folder: RunFolder, attrs: Attrs) -> bool:
-    return folder.status == "done" and attrs_of(folder) == attrs and bool(origins(folder))
+def _is_usable(folder: RunFolder, target: Device) -> bool:
+    return folder.status == "done" and is_of(folder, target) and bool(origins(folder))
 
 
 def _what_is_there(there: Sequence[RunFolder], runs_dir: Path) -> str:

@@ -36,8 +36,9 @@ class Ansor(Options):
     over the tasks where the model estimate is expected to fall most. `AutoschedulerOptions` is this class by its other
     name.
 
-    >>> Ansor(trials_per_kernel=64).trials_per_kernel, Ansor(early_stopping_threshold="40 %").patience
-    (64, 400)
+    >>> step = Ansor(early_stopping_threshold="40 %")
+    >>> step.patience(10), step.model_copy(update={"max_trials": 1000}).patience(10)
+    (400, 40)
     """
 
     kind: Literal["ansor"] = "ansor"
@@ -67,10 +68,9 @@ class Ansor(Options):
         """Most trials that one task may get: no limit but the budget."""
         return None
 
-    @property
-    def patience(self) -> float:
-        """Trials without an improvement that end a task; infinity for never."""
-        return budget.patience_of(self.early_stopping_threshold, self.trials_per_kernel)
+    def patience(self, tunable_tasks: int) -> float:
+        """Trials without an improvement that end one of so many tasks; infinity for never."""
+        return budget.patience_of(self.early_stopping_threshold, self.total_trials(tunable_tasks), tunable_tasks)
 
     def as_autotvm(self) -> AutoTVM:
         """AutoTVM with the budget that corresponds: two trials for each of Ansor's, the ratio of the defaults.
@@ -104,8 +104,8 @@ class AutoTVM(Options):
     early_stopping_threshold: budget.Threshold = budget.early_stopping(500)
     exploration_trials: int = knob(
         0,
-        "New trials of a task at the least, even where earlier runs have its kernel_trials; they start from the best "
-        "of those",
+        "New trials of a task even where earlier runs have its kernel_trials, which start from the best of those; so "
+        "many unless early stopping ends the task before, or its template has no further points",
         unit="trials",
         ge=0,
         le=budget.MOST,
@@ -113,7 +113,7 @@ class AutoTVM(Options):
     random_trials: int = knob(
         0,
         "Of the exploration_trials, so many start from past records drawn at random, to leave a local optimum; none "
-        "where a task has no past records or no template",
+        "where a task has no past records or no template; refused without reuse or a warm_start",
         unit="trials",
         ge=0,
         le=budget.MOST,
@@ -146,10 +146,9 @@ class AutoTVM(Options):
         """Most trials that one task may get, where earlier runs have none."""
         return max(self.kernel_trials, self.exploration_trials)
 
-    @property
-    def patience(self) -> float:
-        """Trials without an improvement that end a task; infinity for never."""
-        return budget.patience_of(self.early_stopping_threshold, self.task_trials)
+    def patience(self, tunable_tasks: int) -> float:
+        """Trials without an improvement that end one of so many tasks; infinity for never."""
+        return budget.patience_of(self.early_stopping_threshold, self.total_trials(tunable_tasks), tunable_tasks)
 
     def as_autoscheduler(self) -> Ansor:
         """Ansor with the budget that corresponds: a trial for two of AutoTVM's, the ratio of the defaults.
@@ -228,8 +227,7 @@ class LayoutTuning(Options):
         """Most trials that one layout transform may get: it has few schedules."""
         return max(2, self.trials_per_variant // 4)
 
-    @property
-    def patience(self) -> int:
+    def patience(self, tunable_tasks: int) -> int:
         """Every variant gets all its trials."""
         return self.trials_per_variant + 1
 
@@ -285,8 +283,7 @@ class Droplet(Options):
         """Most trials that one task may get."""
         return self.trials
 
-    @property
-    def patience(self) -> int:
+    def patience(self, tunable_tasks: int) -> int:
         """A descent ends at a local minimum, not for want of luck."""
         return self.trials + 1
 
@@ -350,8 +347,7 @@ class TransferTuning(Options):
         """Most trials that one task may get."""
         return self.trials_per_kernel
 
-    @property
-    def patience(self) -> int:
+    def patience(self, tunable_tasks: int) -> int:
         """Every schedule of the class is tried."""
         return self.trials_per_kernel + 1
 
@@ -378,17 +374,22 @@ class Repeat(Options):
 
 
 def afresh(steps: Iterable[Any]) -> tuple[Any, ...]:
-    """The same steps, nothing reused from earlier runs.
+    """The same steps, nothing reused from earlier runs: no trial starts from a random one of their records either.
 
-    >>> afresh([Ansor(max_trials=8), Repeat(2, [Droplet()])])[0].code()
-    'Ansor(reuse=False, max_trials=8)'
+    >>> [step.code() for step in afresh([Ansor(), AutoTVM(exploration_trials=9, random_trials=3)])]
+    ['Ansor(reuse=False)', 'AutoTVM(exploration_trials=9, reuse=False)']
     """
-    return tuple(
-        Repeat(times=step.times, steps=afresh(step.steps))
-        if isinstance(step, Repeat)
-        else step.model_copy(update={"reuse": False} if "reuse" in type(step).model_fields else {})
-        for step in steps
-    )
+    return tuple(map(_afresh, steps))
+
+
+def _afresh(step: Any) -> Any:
+    if isinstance(step, Repeat):
+        return Repeat(times=step.times, steps=afresh(step.steps))
+    fields = type(step).model_fields
+    changed: dict[str, Any] = {"reuse": False} if "reuse" in fields else {}
+    if "random_trials" in fields and not step.warm_start:
+        changed["random_trials"] = 0
+    return step.model_copy(update=changed)
 
 
 Step = Annotated[

@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from tvmlab.core import InputError, RunError, TaskInfo
-from tvmlab.earlier import attrs_of, past_frame, readable
+from tvmlab.earlier import is_of, past_frame, readable
 from tvmlab.records import RunFolder, default_runs_dir
 from tvmlab.reuse import PAST, REUSE_FILE
 from tvmlab.targets import Target
@@ -27,8 +27,10 @@ def past(
 ) -> pd.DataFrame:
     """The trials of all runs in a runs folder, imported ones too: of every task or of one; of one target, if asked.
 
-    `task` is a name, a key, or a task; `target` a name as `tvmlab.target` takes it: records for another device are left
-    out. The trials of a task on a target stand together, the fastest first; default schedules are left out.
+    `task` is a name, a key, or a task; `target` a name as `tvmlab.target` takes it: records of another device are left
+    out, also of one with the same attributes. Each device's records stand together, in these each task's, the fastest
+    first. Default schedules are left out, and readings that were refuted; what a fork has from its origin is the
+    origin's alone.
 
     Columns: run, model, target (label), task, task_key, kernel_class, strategy, trial, status, latency_us (NaN:
     failed), key (of the program), when. Raises InputError for a task without records or an unknown target, RecordError
@@ -36,7 +38,7 @@ def past(
     """
     wanted = named_target(target) if isinstance(target, str) else target
     runs = readable(Path(runs_dir) if runs_dir is not None else default_runs_dir())
-    found = past_frame(run for run in runs if wanted is None or attrs_of(run) == wanted.attrs)
+    found = past_frame(run for run in runs if wanted is None or is_of(run, wanted))
     if task is None:
         return found
     name = task if isinstance(task, str) else task.key

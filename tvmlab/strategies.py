@@ -9,9 +9,8 @@ from operator import itemgetter
 from typing import Any
 
 from tvmlab.compat import read_database
-from tvmlab.core import Candidate, EnumeratedSpace, InputError, Strategy, Trial, standing
+from tvmlab.core import Candidate, EnumeratedSpace, Strategy, Trial, standing
 from tvmlab.experiment import Ansor, AutoTVM, Droplet, LayoutTuning, TransferTuning
-from tvmlab.records import RunFolder
 from tvmlab.reuse import PAST
 from tvmlab.search.annealing import Annealing
 from tvmlab.search.costmodel import CostModel
@@ -26,6 +25,7 @@ from tvmlab.search.scout import apart
 from tvmlab.search.tuner import Tuner
 from tvmlab.search.walkable import Numbered, Walkable
 from tvmlab.session import Session
+from tvmlab.sources import warm_run
 from tvmlab.spaces.sketch import SketchSpace
 from tvmlab.targets import Target
 from tvmlab.tasks import Task
@@ -63,7 +63,7 @@ class Strategies(dict[str, Strategy]):
         self._step = step
         self._number = number
         self._own = session.trials_of(number)
-        self._runs = [_foreign_run(session, run) for run in step.warm_start]
+        self._runs = [warm_run(run, session.target, session.folder.path.parent) for run in step.warm_start]
         self._reuse = session.reuse if isinstance(step, Ansor | AutoTVM) and step.reuse else None
         self._warm = [trial for run in self._runs for trial in standing(list(run.trials()))]
         self._earlier = _tuned(self._warm)
@@ -279,15 +279,3 @@ def _point(space: EnumeratedSpace, trial: Trial) -> Candidate | None:
     index = trial.decisions[0] if len(trial.decisions) == 1 else None
     made = space.realize(index) if isinstance(index, int) and 0 <= index < len(space) else None
     return made if made is not None and made.key == trial.key else None
-
-
-def _foreign_run(session: Session, run: str) -> RunFolder:
-    """An earlier run to start from. Raises InputError if it was made for another target."""
-    other = RunFolder.open(run, session.folder.path.parent)
-    made_for = other.environment.get("target", {}).get("attrs")
-    if made_for != session.target.attrs:
-        raise InputError(
-            f"run {other.id} was tuned for {made_for}, this one is for {session.target.attrs}",
-            remedy="leave it out of warm_start: records of another target mislead the search",
-        )
-    return other

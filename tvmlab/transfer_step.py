@@ -39,7 +39,7 @@ class Transfers:
         self._session = session
         self._number = number
         self._target = session.target.to_tvm()
-        pool = pools(session.folder, session.target.attrs)[number]
+        pool = pools(session.folder, session.target)[number]
         self._file = session.folder.read_json(TRANSFER_FILE)
         self._rows = {_identity(row): row for row in self._file["rows"]}
         found = {run.path: origins(run) for run in pool}

@@ -26,6 +26,7 @@ _TEMPERATURE = 0.2  # of the best score, which is 1
 _EPSILON = 0.05  # share of a batch drawn at random (as in AutoTVM's ModelBasedTuner)
 _ENOUGH = 8  # measured points before a model of them is worth following
 _SPARE = 4  # points named for each one wanted: some are not valid
+_AFAR = 8  # chains that begin at the last points near past ones drawn at random, where there are some
 
 
 class Annealing(Tuner):
@@ -75,6 +76,8 @@ class Annealing(Tuner):
         points = self._chains.copy()
         fastest = digits_of(self._ranked()[: _CHAINS // 2], radices)
         points[: len(fastest)] = fastest
+        if afar := self._afar(_AFAR):
+            points[len(points) - len(afar) :] = digits_of(afar, radices)
         return points, self._scores(points)
 
     def _moved(self, points: Any) -> Any:

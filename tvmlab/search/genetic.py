@@ -12,6 +12,7 @@ from tvmlab.search.tuner import Tuner, digits_of, index_of
 __all__ = ["Genetic"]
 
 _PARENTS = 16
+_AFAR = 4  # parents that are the last points near past ones drawn at random, where there are some
 _MUTATION = 0.1  # chance that a child takes a random value for a knob (GATuner: mutation_prob)
 _CHILDREN = 16  # bred for each candidate that is wanted: many are points already tried
 
@@ -27,7 +28,7 @@ class Genetic(Tuner):
     name = "genetic"
 
     def _propose(self, count: int) -> Iterable[int]:
-        parents = self._ranked()[:_PARENTS]
+        parents = list(dict.fromkeys([*self._ranked()[:_PARENTS], *self._afar(_AFAR)]))
         if len(parents) < 2:
             return []  # nothing to cross yet
         latencies, radices = dict(self._known), self._space.radices

@@ -13,7 +13,7 @@ from tvmlab.core import Candidate, EnumeratedSpace, Trial
 __all__ = ["Tuner", "digits_of", "index_of", "shuffled"]
 
 _MISSES = 512  # points refused in a row before a space counts as exhausted: each costs a schedule
-_RECORDS = 256  # trials of earlier runs that a search starts from, the fastest first
+_RECORDS = 256  # trials of earlier runs that a search learns, the fastest first; and as many that failed
 _SPARE = 16  # points drawn for each that is wanted near a past one
 
 
@@ -26,12 +26,15 @@ class Tuner:
     tried again; after 512 of these in a row a space counts as exhausted.
 
     `known` are trials that count as this search's own (of this run, before it was resumed, and of its earlier steps):
-    they are learned and not asked for again. `earlier` are trials of other runs: the fastest are learned, and the
-    very fastest is asked for first, because its latency is of another day (unless it is known: then it was measured
-    again); none is asked for otherwise. They are left out if the space has changed since.
+    they are learned and not asked for again. `earlier` are trials of other runs: the fastest and the last that failed
+    are learned, and the very fastest is asked for first, because its latency is of another day (unless it is known:
+    then it was measured again); none is asked for otherwise. They are left out if the space has changed since.
+
+    `exhausted` is the size of the space once it had nothing more to give, 0 before.
     """
 
     name: str
+    exhausted = 0
 
     def __init__(
         self, space: EnumeratedSpace, *, seed: int, known: Sequence[Trial] = (), earlier: Sequence[Trial] = ()
@@ -42,7 +45,8 @@ class Tuner:
         self._tried: set[int] = set()
         self._keys = {trial.key for trial in known}
         self._known: list[tuple[int, float | None]] = []  # index and latency in seconds, in the order told
-        self._past: list[int] = []  # points of `earlier`
+        self._past: list[int] = []  # points of `earlier` that ran
+        self._drawn: list[int] = []  # points near past ones drawn at random, in the order asked for
         self._restarts = self._restarted = self._asked = self._spread = 0
         self._rest = shuffled(len(space), self._rng)
         for trial in known:
@@ -57,15 +61,19 @@ class Tuner:
         due = self._due(count)
         found = self._take(self._near_past(due), due)
         self._restarted += len(found)
+        self._drawn += [candidate.decisions[0] for candidate in found]
         wanted = self._guided(count - len(found))
         found += self._take(self._propose(wanted), wanted)
-        return found + self._take(self._rest, count - len(found))
+        found += self._take(self._rest, count - len(found))
+        if not found and count:
+            self.exhausted = len(self._space)
+        return found
 
     def start_at_random(self, count: int, of: int) -> None:
         """Of the next `of` candidates, `count` are points one or two knobs away from past ones drawn at random.
 
-        However slow these were: so a search leaves the surroundings of the best. Without `earlier` trials nothing
-        changes.
+        However slow these were: so a search leaves the surroundings of the best. A guided search goes on from the last
+        of them too (`_afar`). Without `earlier` trials nothing changes.
         """
         self._restarts, self._spread = (count if self._past else 0), of
 
@@ -130,24 +138,31 @@ class Tuner:
         ran = [(latency, index) for index, latency in self._known if latency is not None]
         return [index for _, index in sorted(ran)]
 
+    def _afar(self, most: int) -> list[int]:
+        """The last points near past ones drawn at random that ran, the newest first."""
+        ran = {index for index, latency in self._known if latency is not None} if self._drawn else set()
+        return [index for index in reversed(self._drawn) if index in ran][:most]
+
     def _learn_from(self, earlier: Sequence[Trial]) -> list[int]:
         """Learn trials of other runs; the points to measure again."""
-        ran = [trial for trial in earlier if trial.latency_s is not None and self._index(trial) is not None]
-        best = min(ran, key=_latency, default=None)
-        candidate = self._space.realize(best.decisions[0]) if best else None
-        if best is None or candidate is None or candidate.key != best.key:
+        mine = [trial for trial in earlier if self._index(trial) is not None]
+        ran = sorted((trial for trial in mine if trial.latency_s is not None), key=_latency)
+        failed = [trial for trial in mine if trial.latency_s is None]
+        first = next(iter([*ran, *failed]), None)
+        candidate = self._space.realize(first.decisions[0]) if first else None
+        if first is None or candidate is None or candidate.key != first.key:
             return []  # the template has changed: its indices mean other points now
-        for trial in sorted(ran, key=_latency)[:_RECORDS]:
+        is_known = first.key in self._keys
+        for trial in [*ran[:_RECORDS], *failed[-_RECORDS:]]:
             self._remember(trial)
         self._past = [trial.decisions[0] for trial in ran]
-        self._tried.update(self._past)
-        is_known = best.key in self._keys
-        self._keys.update(trial.key for trial in ran)  # another point may make the same program
-        if is_known:
+        self._tried.update(trial.decisions[0] for trial in mine)
+        self._keys.update(trial.key for trial in mine)  # another point may make the same program
+        if is_known or not ran:
             return []
-        self._tried.discard(best.decisions[0])
-        self._keys.discard(best.key)
-        return [best.decisions[0]]
+        self._tried.discard(first.decisions[0])
+        self._keys.discard(first.key)
+        return [first.decisions[0]]
 
     def _remember(self, trial: Trial) -> None:
         index = self._index(trial)

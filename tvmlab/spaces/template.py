@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from tvmlab.spaces import cpu_templates, cuda_templates
 from tvmlab.spaces.knobs import Index
 from tvmlab.spaces.schedules import Template, machine_of, root_blocks
 
-__all__ = ["TemplateSpace", "misfit", "template_for"]
+__all__ = ["TemplateSpace", "misfit", "sizes", "template_for"]
 
 
 def template_for(module: Any, target: Any) -> Template | None:
@@ -30,6 +30,12 @@ def template_for(module: Any, target: Any) -> Template | None:
     """
     found = _match(module, target)
     return None if found is None or _refusal(found) else found
+
+
+def sizes(tasks: Iterable[Any], target: Any) -> dict[str, int]:
+    """How many points the template spaces of tasks (tvmlab.tasks.Task) have, by key; none where no template covers."""
+    found = {task.key: template_for(task.module, target) for task in tasks}
+    return {key: math.prod(map(len, made.knobs.values())) for key, made in found.items() if made is not None}
 
 
 def misfit(module: Any, target: Any) -> str:

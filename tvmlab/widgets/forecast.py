@@ -1,6 +1,7 @@
 """What a start would cost and take: the estimate of the time, and the records of earlier runs that count.
 
-It takes some seconds, because the model is cut into tasks, so a button asks for it and a thread does it.
+It takes some seconds, because the model is cut into tasks, so a thread does it: when a preset is chosen, or when the
+button asks for it.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from tvmlab.widgets.style import action_button, error_html, note_html
 
 __all__ = ["Forecast", "forecast_html"]
 
+_WORKING = "Estimating: the model is cut into tasks, which takes some seconds."
 _STALE = "This was estimated for other settings; Estimate does it again."
 
 
@@ -38,6 +40,8 @@ class Forecast(widgets.VBox):
         self._now: Experiment | None = None
         self._said = note_html("Estimate says how long this takes, and which earlier records count.")
         self._lock = threading.Lock()
+        self._doing: Experiment | None = None  # what the thread is at
+        self._next: Experiment | None = None  # what it does after that
         self._thread: threading.Thread | None = None
         self.button = action_button(
             "Estimate", "clock-o", "How long this takes at most, and which earlier records count"
@@ -51,15 +55,18 @@ class Forecast(widgets.VBox):
         return self._estimate(self._asked_now())
 
     def begin(self) -> None:
-        """The same in a thread; an error is shown. Nothing happens while one is under way."""
-        if self._thread is not None and self._thread.is_alive():
-            return
+        """The same in a thread; an error is shown. What is under way ends first, and of several the last is done."""
         try:
             experiment = self._asked_now()
         except TvmlabError as error:
             self._show(None, error_html(str(error)))
             return
-        self._show(experiment, note_html("Estimating: the model is cut into tasks, which takes some seconds."))
+        with self._lock:
+            if self._doing is not None:
+                self._next = None if experiment == self._doing else experiment
+                return
+            self._doing = experiment
+        self._show(experiment, note_html(_WORKING))
         self._thread = threading.Thread(target=self._work, args=(experiment,), name="tvmlab-estimate", daemon=True)
         self._thread.start()
 
@@ -75,6 +82,16 @@ class Forecast(widgets.VBox):
             self._mark()
 
     def _work(self, experiment: Experiment) -> None:
+        while True:
+            self._try(experiment)
+            with self._lock:
+                self._doing, self._next = self._next, None
+                if self._doing is None:
+                    return
+                experiment = self._doing
+            self._show(experiment, note_html(_WORKING))
+
+    def _try(self, experiment: Experiment) -> None:
         try:
             self._estimate(experiment)
         except TvmlabError as error:

@@ -39,7 +39,8 @@ class Form(widgets.VBox):
 
     `experiment` is what the controls say now, `run` the run that is shown, or None. `fill()`, `estimate()`, `start()`,
     `stop()` and `resume()` do what the preset's control and the buttons do; `code()` is the equivalent script. A value
-    that the option classes refuse is refused at its control, with their message, and Start stays disabled.
+    that the option classes refuse is refused at its control, with their message, and Start stays disabled. A preset
+    that is chosen there is estimated at once, beside the form.
     """
 
     def __init__(self, experiment: Experiment | None = None, runs_dir: str | Path | None = None) -> None:
@@ -160,6 +161,9 @@ class Form(widgets.VBox):
         except TvmlabError as error:  # the model is a path that is still being typed, say
             self.preset.value = AS_BELOW
             self._about.value = error_html(str(error))
+            return
+        if self.monitor.status != "running":  # it would take a core from what is measured
+            self.forecast.begin()
 
     def _refresh(self) -> None:
         """Show what the controls say together: the code, or what is wrong; which buttons may be pressed."""
