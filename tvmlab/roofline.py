@@ -27,6 +27,7 @@ import orjson
 import platformdirs
 from filelock import FileLock
 
+from tvmlab.compat import brief
 from tvmlab.core import MissingTool, Roofline
 from tvmlab.nvrtc import compile_kernels
 
@@ -122,8 +123,7 @@ def measure(request: Mapping[str, Any], env: Mapping[str, str]) -> Roofline:
     else:
         if done.returncode == 0:
             return Roofline(**orjson.loads(done.stdout.splitlines()[-1]))
-        lines = done.stderr.decode(errors="replace").strip().splitlines()
-        words = lines[-1] if lines else f"exit status {done.returncode}"
+        words = brief(done.stderr.decode(errors="replace")) or f"exit status {done.returncode}"
     problem = f"the roofline of {request['device']} could not be measured ({words})"
     raise MissingTool(problem, remedy="run tvmlab doctor")
 

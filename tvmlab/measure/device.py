@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from tvmlab.compat import hide_torch
+from tvmlab.compat import brief, hide_torch
 from tvmlab.core import Measurement, TrialStatus
 from tvmlab.measure.check import difference, make_input
 from tvmlab.measure.cold import ColdArguments
@@ -107,7 +107,7 @@ class Device:
             limit = any(word in text for word in ("OUT_OF_RESOURCES", "OUT_OF_MEMORY", "out of memory"))
             status = TrialStatus.OUT_OF_LIMITS if limit else TrialStatus.RUN_ERROR
             status = TrialStatus.CRASHED if self._is_lost() else status
-            return Measurement(status, message=text.splitlines()[-1][:300] if text else type(error).__name__)
+            return Measurement(status, message=brief(text) or type(error).__name__)
 
     def _is_lost(self) -> bool:
         """Whether nothing runs on the device any more: after an illegal access every call of CUDA's fails.

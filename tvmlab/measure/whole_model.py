@@ -9,12 +9,13 @@ from __future__ import annotations
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable
 from typing import Any, Protocol
 
 import numpy as np
 
-from tvmlab.compat import hide_torch
+from tvmlab.compat import brief, hide_torch
 from tvmlab.core import TvmlabError
 from tvmlab.measure.process import end_with_parent_thread, serve
 from tvmlab.models import Model, load_model
@@ -43,8 +44,8 @@ class Subject:
         except TvmlabError as error:
             return type(error).__name__, {"problem": error.problem, "remedy": error.remedy}
         except Exception as error:  # noqa: BLE001  reported by the parent, which names the runtime
-            text = str(error).strip().splitlines()
-            return "error", f"{type(error).__name__}: {text[-1][:300] if text else ''}"
+            traceback.print_exc()  # into log.txt
+            return "error", f"{type(error).__name__}: {brief(str(error))}"
 
     def do_load(self, name: str, folder: str, threads: int) -> list[np.ndarray]:
         """Prepare a runtime by name; returns the outputs for the run's seeded inputs."""
