@@ -90,7 +90,7 @@ def pack(source: Any, path: str | Path, note: str = "", *, level: int | None = N
 
     What is kept are the JSON files, TVM's databases among them; logs, locks and the folders of absolute paths are left
     out. `note` says how it was made. The same files give the same archive. `level` is that of xz, 0 to 9 (default: 6,
-    of much 9): 2 takes a twentieth of the time and about twice the space. Returns its path.
+    of much 9): 2 takes a tenth of the time and a third more space. Returns its path.
 
     Raises InputError for a folder without runs, another ending or level, RunError if a run is still running.
     """
