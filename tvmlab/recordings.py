@@ -110,12 +110,15 @@ def pack(source: Any, path: str | Path, note: str = "", *, level: int | None = N
     scratch = target.with_name(f".{target.name}.{os.getpid()}")
     usual = 9 if sum(map(len, others.values())) > _LARGE_BYTES else 6  # 9 takes 0.7 GB of memory
     preset = cast(Literal[0, 1, 2, 3, 4, 5, 6, 7, 8, 9], usual if level is None else level)
-    with tarfile.open(scratch, "w:xz", preset=preset) as archive:
-        for name, content in members.items():
-            item = tarfile.TarInfo(name)
-            item.size = len(content)
-            archive.addfile(item, io.BytesIO(content))
-    scratch.replace(target)
+    try:
+        with tarfile.open(scratch, "w:xz", preset=preset) as archive:
+            for name, content in members.items():
+                item = tarfile.TarInfo(name)
+                item.size = len(content)
+                archive.addfile(item, io.BytesIO(content))
+        scratch.replace(target)
+    finally:
+        scratch.unlink(missing_ok=True)
     return target
 
 
