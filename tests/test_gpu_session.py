@@ -317,6 +317,15 @@ def test_a_space_goes_on_where_it_was_interrupted(script, tmp_path, overlaps):
     assert record_space.read_begun(path, {**about, "task": "b"}) == {}
 
 
+def test_the_command_for_a_lent_machine_says_what_there_is_and_runs_the_session(tmp_path):
+    command = [str(BENCHMARKS / "gpu_session.sh"), str(tmp_path / "out"), "--list"]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHON": sys.executable})
+    assert done.returncode == 0, done.stdout + done.stderr
+    console = (tmp_path / "out" / "console.txt").read_text()
+    assert "throughput   Seconds a trial" in done.stdout and done.stdout in console
+    assert "driver" in console or "libcuda" in console  # what the loader knows of NVIDIA's
+
+
 @pytest.mark.slow
 def test_the_whole_session_rehearsed_on_the_cpu(tmp_path):
     jobs = "smoke,main,others,layers,report,space"  # upstream, for throughput, takes minutes to begin on two cores
