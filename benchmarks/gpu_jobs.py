@@ -113,6 +113,11 @@ def _folder(session, model):
     return session.runs / f"{Path(model).stem}-best"
 
 
+def _is_tuned(folder):
+    """Whether its run is done: what is measured of half a run would stand for the whole of it."""
+    return (folder / "experiment.json").exists() and tvmlab.attach(folder).status == "done"
+
+
 def _tune(session, model):
     limit_s = models(session)[model]
     what = {"job": "tune", "model": Path(model).stem}
@@ -164,7 +169,7 @@ def _compare(session, model):
     for baselines in _BASELINES:
         if session.rehearse and importlib.util.find_spec("torch") is None:
             baselines = tuple(name for name in baselines if not name.startswith("torch"))
-        if baselines and (folder / "trials.jsonl").exists():
+        if baselines and _is_tuned(folder):
             what = {"job": "compare", "model": Path(model).stem, "baselines": ", ".join(baselines)}
             least_s = _COMPILE_S if "compile" in baselines[0] else _LOAD_S
             least_s = 30.0 if session.rehearse else least_s
@@ -185,7 +190,7 @@ def layers(session):
     for model in models(session):
         folder = _folder(session, model)
         for runtime in ("torch", "torch-tf32"):
-            if (folder / "trials.jsonl").exists():
+            if _is_tuned(folder):
                 what = {"job": "layers", "model": Path(model).stem, "runtime": runtime}
                 session.row(what, lambda f=folder, r=runtime: {"layers": _layers(f, r)}, 30.0)
 

@@ -13,9 +13,10 @@ shift
 PYTHON=${PYTHON:-python3}
 mkdir -p "$OUT"
 
-if [ -f .gpu-env/env.pyz ]; then
-  unpacked=/tmp/env-$(cksum < .gpu-env/env.pyz | tr ' ' -)
-  [ -e "$unpacked/whole" ] || { "$PYTHON" .gpu-env/env.pyz "$unpacked" && touch "$unpacked/whole"; } || exit
+if ls .gpu-env/env.pyz* > /dev/null 2>&1; then # one file, or parts of it
+  cat .gpu-env/env.pyz* > /tmp/env.pyz
+  unpacked=/tmp/env-$(cksum < /tmp/env.pyz | tr " " -)
+  [ -e "$unpacked/whole" ] || { "$PYTHON" /tmp/env.pyz "$unpacked" && touch "$unpacked/whole"; } || exit
   export PYTHONPATH=$unpacked:$PWD
 fi
 # Where some machines keep the driver's libraries: NVML and CUDA are then not found by themselves.

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tarfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -179,6 +180,46 @@ def test_runs_come_back_with_their_rows_or_are_made_again(script, monkeypatch, m
     (outs[1] / "runs.tar.xz").unlink()  # as if the machine had been taken before it was packed
     assert session(*script, monkeypatch, [tune], outs[2], "--resume", str(outs[1])) == 0
     assert asked == ["tune", "tune"]
+
+
+def test_a_tuning_is_packed_before_its_row_is_written_and_compared_when_it_is_done(
+    script, monkeypatch, make_run, tmp_path
+):
+    """A process that dies between the two then leaves a run that the next session finds."""
+    gpu_session, gpu_jobs = script
+    run = make_run(environment=ENVIRONMENT)
+    run.write_state(replace(run.state, phases={"run_s": 1.0}))
+    compared = []
+    monkeypatch.setattr(gpu_jobs, "_compared", lambda *_: compared.append(1) or {})
+    written, packed = gpu_session.Session._write, []
+
+    def write(self, row):
+        if row["job"] == "tune" and "error" not in row:
+            packed.extend(members(tmp_path / "runs.tar.xz"))
+        written(self, row)
+
+    monkeypatch.setattr(gpu_session.Session, "_write", write)
+
+    def main(session):
+        """Goes on with a run that ended."""
+        made_in(run, session, "tiny-best")
+        gpu_jobs.main(session)
+
+    def half(session):
+        """Has a run that failed."""
+        made_in(run, session, "tiny-best")
+        state = json.loads((session.runs / "tiny-best" / "state.json").read_text())
+        (session.runs / "tiny-best" / "state.json").write_text(json.dumps({**state, "status": "failed"}))
+        monkeypatch.setattr(gpu_jobs.tvmlab, "resume", lambda folder: gpu_jobs.tvmlab.attach(folder))
+        gpu_jobs.main(session)
+
+    assert session(*script, monkeypatch, [half], tmp_path / "half") == 1
+    assert compared == [] and "error" in rows(tmp_path / "half")[-1]
+    assert session(*script, monkeypatch, [main], tmp_path) == 0
+    assert compared
+    tuned = next(row for row in rows(tmp_path) if row["job"] == "tune")
+    assert tuned["job"] == "tune" and tuned["folder"] == "tiny-best" and tuned["trials"] == 3
+    assert "tiny-best/trials.jsonl" in packed
 
 
 def test_only_what_changed_is_packed_again(script, monkeypatch, make_run, tmp_path):
