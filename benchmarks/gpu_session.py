@@ -61,7 +61,8 @@ class Session:
         self._state.take(folder)
         is_other = folder.resolve() != self.out.resolve()
         if (folder / RESULTS).exists():
-            rows = [json.loads(line) for line in (folder / RESULTS).read_text().splitlines()]
+            lines = (folder / RESULTS).read_text().splitlines(keepends=True)
+            rows = [json.loads(line) for line in lines if line.endswith("\n")]  # it may have been killed as it wrote
             whole = [row for row in rows if (self.runs / row.get("folder", ".")).exists()]
             self.rows = [row for row in whole if "error" not in row]
             if is_other:

@@ -62,6 +62,8 @@ def test_a_job_that_fails_stops_no_other_and_is_tried_again(script, monkeypatch,
     found = {row["job"]: row for row in rows(first)}
     assert found["bad"]["error"] == "ZeroDivisionError: division by zero" and found["good"]["value"] == 7
     assert "target" in found["machine"]
+    with (first / "results.jsonl").open("a") as file:
+        file.write('{"job": "goo')  # it was killed as it wrote
     assert session(*script, monkeypatch, [bad, good], second, "--resume", str(first)) == 1
     assert asked == ["bad", "good", "bad"]  # what is there is not measured again
     assert {row["job"] for row in rows(second) if "error" not in row} == {"machine", "good"}
