@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -29,10 +30,16 @@ def tune_upstream(kind: str, model: str, trials: int, seed: int, folder: Path, t
     command = [sys.executable, str(HERE / "upstream.py"), kind, model, str(trials), str(seed), str(folder), target]
     # On a GPU upstream too needs to be told where CUDA's runtime library is; on a CPU it keeps its own thread count.
     env = os.environ | ({} if target == "cpu" else tvmlab.target(target).worker_env())
-    done = subprocess.run(command, capture_output=True, text=True, env=env)
-    if done.returncode != 0:
-        raise RuntimeError(f"upstream failed:\n{done.stderr[-2000:]}")
-    return float(json.loads(done.stdout.strip().splitlines()[-1])["seconds"])
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=env, start_new_session=True) as process:
+        try:
+            output, errors = process.communicate()
+        except BaseException:
+            os.killpg(process.pid, signal.SIGKILL)  # its workers too, which may outlive it
+            raise
+    if process.returncode != 0:
+        raise RuntimeError(f"upstream failed:\n{errors[-1800:]}")
+    return float(json.loads(output.strip().splitlines()[-1])["seconds"])
 
 
 def tune_tvmlab(model: str, trials: int, seed: int, folder: Path, target: str = "cpu") -> tuple[Run, float]:

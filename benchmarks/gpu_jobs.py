@@ -1,6 +1,7 @@
 """The jobs of gpu_session.py. Each takes the session and measures rows; a row that is there is not measured again."""
 
 import importlib.util
+import json
 import os
 import time
 from collections import Counter
@@ -29,7 +30,10 @@ _REHEARSAL_S = 20.0  # six are over before the first template trial where anothe
 _STARTS_S = 45.0  # a run's search process and workers
 # Beside tvmlab, in turns with it: groups, so that one which cannot be timed does not take the others with it.
 _BASELINES = (("untuned", "torch", "torch-tf32"), ("torch-compile",), ("torch-compile-tf32",))
-_COMPILE_S = 100.0  # of torch's max-autotune, about
+_LOAD_S = 120.0  # tvmlab's model, in one NVRTC program, its untuned one, onnxruntime's and torch's, one at a time
+_COMPILE_S = 300.0  # torch's max-autotune beside tvmlab and onnxruntime, about
+_LAUNCH_US = 5.0  # a kernel of ours below this is launched by itself as fast as launches go, torch's from a graph
+BEGUN = ".begun.jsonl"  # of a space, what was measured so far
 _MOST_POINTS = 8000  # ResNet-50's dense layer has 7920, of which half are valid
 
 
@@ -109,6 +113,11 @@ def _folder(session, model):
     return session.runs / f"{Path(model).stem}-best"
 
 
+def _is_tuned(folder):
+    """Whether its run is done: what is measured of half a run would stand for the whole of it."""
+    return (folder / "experiment.json").exists() and tvmlab.attach(folder).status == "done"
+
+
 def _tune(session, model):
     limit_s = models(session)[model]
     what = {"job": "tune", "model": Path(model).stem}
@@ -124,11 +133,10 @@ def _carried_out(session, model, limit_s):
         asked = tvmlab.best(model, session.target, time_limit_s=limit_s)
         run = begin(asked, session.runs, folder.name)
     run.wait(session.left_s - 5.0)
-    if run.status == "running":
-        run.stop()
+    session.keep()  # ends it if it still goes on; and a row must not be without its run
     if run.status != "done":
         raise RunError(f"run {run.id} was {run.status} after {run.progress.trials} trials", remedy="--resume goes on")
-    return about(run)
+    return {"folder": folder.name, **about(run)}
 
 
 def about(run):
@@ -161,9 +169,10 @@ def _compare(session, model):
     for baselines in _BASELINES:
         if session.rehearse and importlib.util.find_spec("torch") is None:
             baselines = tuple(name for name in baselines if not name.startswith("torch"))
-        if baselines and (folder / "trials.jsonl").exists():
+        if baselines and _is_tuned(folder):
             what = {"job": "compare", "model": Path(model).stem, "baselines": ", ".join(baselines)}
-            least_s = _COMPILE_S if "compile" in baselines[0] and not session.rehearse else 30.0
+            least_s = _COMPILE_S if "compile" in baselines[0] else _LOAD_S
+            least_s = 30.0 if session.rehearse else least_s
             session.row(what, lambda names=baselines: _compared(session, folder, names), least_s)
 
 
@@ -181,13 +190,16 @@ def layers(session):
     for model in models(session):
         folder = _folder(session, model)
         for runtime in ("torch", "torch-tf32"):
-            if (folder / "trials.jsonl").exists():
+            if _is_tuned(folder):
                 what = {"job": "layers", "model": Path(model).stem, "runtime": runtime}
                 session.row(what, lambda f=folder, r=runtime: {"layers": _layers(f, r)}, 30.0)
 
 
 def _layers(folder, runtime):
-    """By shape of data, weights and result: microseconds of our kernel (its epilogue included) and of torch's."""
+    """By shape of data, weights and result: microseconds of our kernel (its epilogue included) and of torch's.
+
+    torch's are of a CUDA graph of 20, ours of launches one by one: where `launch_bound`, ours is the time of a launch.
+    """
     run = tvmlab.RunFolder.open(folder)
     theirs = {}
     for node in profiled(run, runtime, 15, None)["nodes"]:
@@ -200,7 +212,8 @@ def _layers(folder, runtime):
         data, *others = shapes.split()
         key = " ".join([data, *others[:1], *others[-1:]])
         if "conv2d" in kind and key in theirs:
-            rows.append({"shapes": key, "kernel_class": kind, "ours_us": ours, "theirs_us": theirs[key]})
+            times = {"ours_us": ours, "theirs_us": theirs[key], "launch_bound": bool(ours < _LAUNCH_US)}
+            rows.append({"shapes": key, "kernel_class": kind, **times})
     return rows
 
 
@@ -218,17 +231,30 @@ def throughput(session):
 def _throughput(session, model, trials, seed, folder):
     theirs = folder / f"upstream-{seed}-{time.time():.0f}"
     upstream_s = common.tune_upstream("tir", model, trials, seed, theirs, session.target)
-    records = (theirs / "database_tuning_record.json").read_text().splitlines()
+    records, valid = counted((theirs / "database_tuning_record.json").read_text().splitlines())
     run, ours_s = common.tune_tvmlab(model, trials, seed, folder / "runs", session.target)
     ours = about(run)
+    ours_valid, seconds = ours["statuses"].get("ok", 0), upstream_s / ours["elapsed_s"]
     return {
         "upstream_s": upstream_s,
-        "upstream_records": len(records),
+        "upstream_trials": records,
+        "upstream_valid": valid,
         "tvmlab_s": ours["elapsed_s"],
         "tvmlab_with_start_s": ours_s,
-        "times_as_many": (ours["trials"] / ours["elapsed_s"]) / (trials / upstream_s),
+        "tvmlab_valid": ours_valid,
+        "times_as_many": records and ours["trials"] / records * seconds,
+        "times_as_many_valid": valid and ours_valid / valid * seconds,  # 0 if upstream measured nothing
         **{name: ours[name] for name in ("trials", "trials_per_s", "device_busy", "phases", "statuses")},
     }
+
+
+def counted(lines):
+    """How many records a database of upstream's has, and of how many the candidate was built and ran.
+
+    Upstream writes 1e10 seconds for a failure.
+    """
+    seconds = [json.loads(line)[1][1] for line in lines]
+    return len(seconds), sum(bool(found) and max(found) < 1e9 for found in seconds)
 
 
 def report(session):
@@ -252,15 +278,14 @@ def _studied(session, design):
     done = tvmlab.study(session.runs / "report", design, progress=False)
     if done.problems:
         raise RunError("; ".join(done.problems)[:1500], remedy="--resume tries again")
-    return {"runs": len(list(done.path.rglob("experiment.json")))}
+    session.keep()
+    return {"folder": "report", "runs": len(list(done.path.rglob("experiment.json")))}
 
 
 def space(session):
     """Every point of the smallest template space of the first model, for replay without the card."""
     model = next(iter(models(session)))
-    session.row(
-        {"job": "space", "model": Path(model).stem}, lambda: _space(session, model), 40.0 if session.rehearse else 300.0
-    )
+    session.row({"job": "space", "model": Path(model).stem}, lambda: _space(session, model), 40.0)
 
 
 def _space(session, model):
@@ -273,9 +298,9 @@ def _space(session, model):
         return {"task": task.info.name, "points": len(points), "measured": 0}
     said = {"operator": task.info.name, "model": Path(model).stem, "batch": 1, "device": target.label}
     path = session.out / f"space_{Path(model).stem}.json"
-    default, measured = record_space.write(task, target, said, path)
-    statuses = Counter("not valid" if item is None else str(item.status) for item in measured)
-    return {"task": task.info.name, "points": len(points), "statuses": dict(statuses), "default": str(default.status)}
+    found = record_space.write(task, target, said, path, path.with_suffix(BEGUN))
+    said = ("not valid" if item is None else item if isinstance(item, str) else "ok" for item in found["table"])
+    return {"task": task.info.name, "points": len(points), "statuses": dict(Counter(said))}
 
 
 JOBS = {job.__name__: job for job in (smoke, main, throughput, others, layers, report, space)}

@@ -4,10 +4,10 @@
     python benchmarks/gpu_session.py --list
     python benchmarks/gpu_session.py --out OUT --rehearse        everything on the CPU, tiny: no card is needed
 
-OUT gets results.jsonl (a row a measurement, as it comes; what failed is a row with its error), session.txt, and
-runs.tar.xz, the run folders, packed after each job as tvmlab.pack does. `--resume` takes the folder that an earlier
-session wrote: rows that are there are not measured again, runs that were interrupted go on. docs/gpu.md tells how it is
-run on a machine that is lent.
+OUT gets results.jsonl (a row a measurement, as it comes; what failed is a row with its error), session.txt,
+runs.tar.xz, the run folders, packed after each tuning and each job as tvmlab.pack does, and logs.tar.xz. `--resume`
+takes the folder that an earlier session wrote: rows that are there are not measured again, runs that were interrupted
+go on. docs/gpu.md tells how it is run on a machine that is lent.
 """
 
 import argparse
@@ -16,21 +16,21 @@ import json
 import shutil
 import signal
 import sys
-import tarfile
-import tempfile
 import time
 import traceback
 from collections import Counter
 from pathlib import Path
 
 import gpu_jobs
+import gpu_state
 
 import tvmlab
 from tvmlab.environment import describe
 
-RESULTS, RUNS = "results.jsonl", "runs.tar.xz"
+RESULTS = "results.jsonl"
 _LEAST_S = 10.0  # with less left nothing is begun
-_WRAP_UP_S = 20.0  # kept back to pack the runs
+_WRAP_UP_S = 20.0  # kept back to stop and pack the runs
+_AGAIN_S = 10.0  # the alarm rings again: TVM makes an ordinary error of what is raised in its callbacks
 
 
 class TimeUp(BaseException):
@@ -48,9 +48,8 @@ class Session:
         self.target = "cpu" if asked.rehearse else asked.target
         self.out = asked.out
         self.out.mkdir(parents=True, exist_ok=True)
-        self.work = Path(asked.work or tempfile.mkdtemp(prefix="gpu-session-"))
-        self.runs = self.work / "runs"
-        self.runs.mkdir(parents=True, exist_ok=True)
+        self._state = gpu_state.Work(asked.work, self.out, f"benchmarks/gpu_session.py on {self.target}")
+        self.work, self.runs, self.keep = self._state.folder, self._state.runs, self._state.keep
         self.ends_s = time.monotonic() + 60 * asked.minutes - _WRAP_UP_S
         self.rows = []
         if asked.resume:
@@ -58,15 +57,18 @@ class Session:
         self.results = (self.out / RESULTS).open("a")
 
     def _take(self, folder):
-        """What an earlier session left."""
+        """What an earlier session left; a row whose run folder did not come back is measured again."""
+        self._state.take(folder)
+        is_other = folder.resolve() != self.out.resolve()
         if (folder / RESULTS).exists():
-            lines = (folder / RESULTS).read_text().splitlines()
-            self.rows = [row for row in map(json.loads, lines) if "error" not in row]
-            if folder.resolve() != self.out.resolve():
+            lines = (folder / RESULTS).read_text().splitlines(keepends=True)
+            rows = [json.loads(line) for line in lines if line.endswith("\n")]  # it may have been killed as it wrote
+            whole = [row for row in rows if (self.runs / row.get("folder", ".")).exists()]
+            self.rows = [row for row in whole if "error" not in row]
+            if is_other:
                 (self.out / RESULTS).write_text("".join(json.dumps(row) + "\n" for row in self.rows))
-        if (folder / RUNS).exists():
-            with tarfile.open(folder / RUNS) as archive:
-                archive.extractall(self.runs, filter="data")
+        for begun in folder.glob(f"*{gpu_jobs.BEGUN}") if is_other else ():
+            shutil.copy(begun, self.out)
 
     @property
     def left_s(self):
@@ -85,31 +87,25 @@ class Session:
         try:
             row = {**what, **measure()}
         except Exception as error:  # noqa: BLE001  a job that fails must not take the others with it
-            traceback.print_exc()
-            self._write({**what, "error": f"{type(error).__name__}: {error}"[:2000]})
+            self.failed(what, error)
             return None
         row["took_s"] = round(time.monotonic() - started, 1)
         self.rows.append(row)
         self._write(row)
         return row
 
+    def failed(self, what, error):
+        """Note what failed, with its traceback in the console. Raises TimeUp if that is what the error was made of."""
+        traceback.print_exc()
+        if self.left_s < 0:
+            raise TimeUp from error
+        self._write({**what, "error": f"{type(error).__name__}: {error}"[:2000]})
+
     def _write(self, row):
         line = json.dumps(row, default=float)
         print(line[:2000], flush=True)
         self.results.write(line + "\n")
         self.results.flush()
-
-    def pack(self):
-        """The run folders as one recording; what a killed session left running is stopped first."""
-        folders = [path.parent for path in self.runs.rglob("experiment.json")]
-        for folder in folders:
-            if tvmlab.attach(folder).status == "running":
-                tvmlab.attach(folder).stop()
-        whole = [folder for folder in folders if (folder / "environment.json").exists()]
-        for folder in set(folders) - set(whole):
-            shutil.rmtree(folder)  # it had not begun
-        if whole:
-            tvmlab.pack(self.runs, self.out / RUNS, f"benchmarks/gpu_session.py on {self.target}")
 
 
 def main(words=None):
@@ -118,6 +114,7 @@ def main(words=None):
         for name, job in gpu_jobs.JOBS.items():
             print(f"{name:12} {job.__doc__.splitlines()[0]}")
         return 0
+    gpu_state.end_leftovers()
     session = Session(asked)
     with contextlib.redirect_stdout(_Both(sys.stdout, session.out / "session.txt")):
         return run(session, asked.jobs)
@@ -126,19 +123,24 @@ def main(words=None):
 def run(session, names):
     """The jobs one after the other; the exit code is 1 if something failed."""
     signal.signal(signal.SIGALRM, _time_is_up)
-    signal.setitimer(signal.ITIMER_REAL, max(session.left_s, 1))
-    if session.row({"job": "machine", "began_s": round(time.time(), 3)}, lambda: machine(session), 0.0) is None:
-        names = []  # there is nothing to measure on
+    signal.setitimer(signal.ITIMER_REAL, max(session.left_s, 1), _AGAIN_S)
     try:
+        what = {"job": "machine", "began_s": round(time.time(), 3)}
+        if session.row(what, lambda: machine(session), 0.0) is None:
+            names = []  # there is nothing to measure on
         for name in names:
             print(f"== {name}: {session.left_s:.0f} s left", flush=True)
-            gpu_jobs.JOBS[name](session)
-            session.pack()
+            try:
+                gpu_jobs.JOBS[name](session)
+            except Exception as error:  # noqa: BLE001  nor must what it does beside its rows
+                session.failed({"job": name}, error)
+            session.keep()
     except TimeUp:
+        signal.setitimer(signal.ITIMER_REAL, 0)
         print("the time is up", flush=True)
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
-        session.pack()
+        session.keep()
         session.results.close()
     rows = [json.loads(line) for line in (session.out / RESULTS).read_text().splitlines()]
     failed = sum("error" in row for row in rows)

@@ -3,7 +3,8 @@
     python benchmarks/record_space.py resnet50 conv28 data/recorded_spaces/resnet50_conv28.json
 
 The task is that of a site (`conv28`, `dense0`; `tvmlab.layouts.sites` lists them), with its epilogue, in the model
-packed for this CPU's vectors. About 5 points a second on 2 cores; nothing is written unless every point was measured.
+packed for this CPU's vectors. About 5 points a second on 2 cores. What was measured so far is kept beside the table, in
+a file that ends in .begun.jsonl, until every point was: the same call goes on.
 """
 
 import argparse
@@ -22,7 +23,10 @@ from tvmlab.experiment import Measure
 from tvmlab.layout_plan import Packed, lanes_of
 from tvmlab.measure.local import LocalMeasurer
 from tvmlab.models import load_model
+from tvmlab.records import cut_torn_line
 from tvmlab.spaces.template import TemplateSpace
+
+_BATCH = 32
 
 
 def task_of(model, name, target, winograd):
@@ -37,18 +41,59 @@ def task_of(model, name, target, winograd):
     return task, packed.assignment[name], site
 
 
-def measure(space, task, target):
-    """What each point gave: (latency in us or status, build and run seconds), None where it is not valid."""
-    candidates = [found for index in range(len(space)) if (found := space.realize(index)) is not None]
-    found = {}
-    with tempfile.TemporaryDirectory() as folder, LocalMeasurer([task], target, Measure(), Path(folder)) as measurer:
+def measure(space, task, target, begun):
+    """The default kernel's measurement, and each point's answer and seconds, None where it is not valid.
+
+    The points are written to the file `begun` as they come; those that it has are not measured again.
+    """
+    found = read_begun(begun, {"task": task.key, "target": target.label, "points": len(space)})
+    left = [index for index in range(len(space)) if index not in found]
+    with (
+        begun.open("a") as file,
+        tempfile.TemporaryDirectory() as folder,
+        LocalMeasurer([task], target, Measure(), Path(folder)) as measurer,
+    ):
         (default,) = measurer.measure_defaults([task.key])
-        for begin in range(0, len(candidates), 32):
-            batch = candidates[begin : begin + 32]
-            for candidate, measured in zip(batch, measurer.measure(batch), strict=True):
-                found[candidate.decisions[0]] = measured
-            print(f"{begin + len(batch)} of {len(candidates)}", flush=True)
-    return default, [found.get(index) for index in range(len(space))]
+        for rows in in_batches(space, measurer, left):
+            file.write("".join(json.dumps(row) + "\n" for row in rows))
+            file.flush()
+            found |= {index: (said, seconds) for index, said, seconds in rows}
+            print(f"{len(found)} of {len(space)}", flush=True)
+    return default, [found[index] for index in range(len(space))]
+
+
+def in_batches(space, measurer, indices):
+    """Rows of a batch of points each: index, answer, build and run seconds.
+
+    On a GPU the next batch is generated and built while one is run; on a CPU that would take its cores.
+    """
+    ahead = []
+    for begin in range(0, len(indices), _BATCH):
+        made = [(index, space.realize(index)) for index in indices[begin : begin + _BATCH]]
+        ahead.append((made, measurer.measure([candidate for _, candidate in made if candidate is not None])))
+        if len(ahead) > measurer.overlaps:
+            yield _rows(*ahead.pop(0))
+    yield from (_rows(*batch) for batch in ahead)
+
+
+def _rows(made, measured):
+    """The rows of a batch, once it was measured."""
+    rows = []
+    for index, candidate in made:
+        item = None if candidate is None else next(measured)
+        rows.append((index, answer(item), item and [round(item.build_s, 4), round(item.run_s, 4)]))
+    return rows
+
+
+def read_begun(path, about):
+    """The rows that a file has, by index; it is begun anew if it is of something else."""
+    if path.exists():
+        cut_torn_line(path)
+        first, *rows = [json.loads(line) for line in path.read_text().splitlines()] or [None]
+        if first == about:
+            return {index: (said, seconds) for index, said, seconds in rows}
+    path.write_text(json.dumps(about) + "\n")
+    return {}
 
 
 def answer(found):
@@ -71,14 +116,14 @@ def record(name, site_name, path, batch, winograd):
         "cpu": target.label,
         "threads": int(target.attrs.get("num-cores", 1)),
     }
-    write(task, target, about, path)
+    write(task, target, about, path, path.with_suffix(".begun.jsonl"))
 
 
-def write(task, target, about, path):
-    """Measure every point of the task's template space, and write them with what is said about them."""
+def write(task, target, about, path, begun):
+    """Measure every point of the task's template space, and write them with what is said about them; returns that."""
     space = TemplateSpace(task.key, task.module, target.to_tvm())
     print(f"{about}: {len(space)} points", flush=True)
-    default, measured = measure(space, task, target)
+    default, measured = measure(space, task, target, begun)
     about = {
         **about,
         "kernel_class": task.info.kernel_class,
@@ -93,12 +138,13 @@ def write(task, target, about, path):
         "knobs": {name: list(values) for name, values in space.template.knobs.items()},
         "starts": list(space.starts()),
         "features": [[round(float(x), 4) for x in space.encode(index)] for index in range(len(space))],
-        "table": [answer(item) for item in measured],
-        "seconds": [None if item is None else [round(item.build_s, 4), round(item.run_s, 4)] for item in measured],
+        "table": [said for said, _ in measured],
+        "seconds": [seconds for _, seconds in measured],
     }
     assert math.prod(map(len, found["knobs"].values())) == len(found["table"])
     path.write_text(json.dumps(found) + "\n")
-    return default, measured
+    begun.unlink()
+    return found
 
 
 if __name__ == "__main__":

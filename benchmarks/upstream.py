@@ -18,16 +18,22 @@ def main() -> None:
     kind, name, trials, seed, folder, *named = sys.argv[1:]
     from tvm.s_tir import meta_schedule as ms
 
+    from tvmlab.compat import load_wmma
+    from tvmlab.measure.process import end_with_parent_thread
     from tvmlab.models import load_model
     from tvmlab.targets import target
     from tvmlab.tasks import extract_from, lower
 
+    end_with_parent_thread()
     logging.getLogger("tvm").setLevel(logging.ERROR)
     device = target(*(named or ["cpu"]))
     lowered, classes = lower(load_model(name), device)
+    if device.kind == "cuda":
+        load_wmma()  # which the rules of a card with tensor cores name, and lower() spared this process
     Path(folder).mkdir(parents=True, exist_ok=True)
     settings = {"work_dir": folder, "max_trials_global": int(trials), "seed": int(seed)}
-    # lower() spared this process TVM's 12-second import of intrinsics: in upstream's favour. Its workers pay it.
+    # lower() spared this process all or most of TVM's 12-second import of intrinsics: in upstream's favour. Its workers
+    # pay it.
     started = time.perf_counter()
     if kind == "tir":
         (task,) = (task for task in extract_from(lowered, classes, device) if task.info.flops > 1e6)

@@ -1,8 +1,12 @@
 """Whole models side by side, on the tiny model."""
 
+import importlib
 import math
 import shutil
+import signal
+import time
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,9 +14,10 @@ import pytest
 
 import tvmlab
 from tvmlab import Experiment
-from tvmlab.compare import _error, _numerics, _take_turns, compare_runs
+from tvmlab.compare import _error, _load_all, _numerics, _take_turns, compare_runs
 from tvmlab.core import InputError, MissingTool, RecordError, RunError
-from tvmlab.measure.subjects import ask, recorded_target, start_worker
+from tvmlab.measure.process import WorkerProcess
+from tvmlab.measure.subjects import ask, load, recorded_target, start_worker
 from tvmlab.measure.whole_model import OPTIONAL
 from tvmlab.records import RunFolder
 from tvmlab.stats import turn_ratio
@@ -133,6 +138,11 @@ def test_more_models_than_fit_the_memory_are_refused(folder, monkeypatch):
     monkeypatch.setattr("psutil.virtual_memory", lambda: free)
     with pytest.raises(MissingTool, match=r"4 models of 0 MB need about 1 GB, 1 are free: compare fewer at once"):
         tvmlab.compare(folder)
+    monkeypatch.setenv("TVMLAB_CHECK_MEMORY", "0")
+    module = importlib.import_module("tvmlab.compare")  # tvmlab.compare is the function of that name
+    monkeypatch.setattr(module, "start_worker", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):  # it goes on
+        tvmlab.compare(folder)
 
 
 def test_it_shows_itself(comparison):
@@ -203,3 +213,76 @@ def test_numerics(found, ok):
     assert result["ok"] is ok or result["ok"] == ok
     two = _numerics(_error([np.ones(2), np.array(found)], [np.ones(2), np.array([1.0, 2.0])]))
     assert bool(two["ok"]) == ok
+
+
+class Sleeper(WorkerProcess):
+    """A process that takes ten minutes to load a model."""
+
+    def request(self, message, timeout_s):
+        return super().request(("sleep", 600), timeout_s)
+
+
+class Interrupted(BaseException):
+    """As KeyboardInterrupt."""
+
+
+@pytest.mark.parametrize("at_once", [1, 2])
+def test_an_interrupt_does_not_wait_for_the_models_that_load(folder, tmp_path, at_once):
+    def interrupt(*_):
+        raise Interrupted
+
+    here = {"PYTHONPATH": str(Path(__file__).parent)}
+    workers = {name: Sleeper("fake_worker", [], tmp_path / "log.txt", here) for name in "abc"}
+    before = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, 1.5)
+    started = time.monotonic()
+    try:
+        with pytest.raises(Interrupted):
+            _load_all(workers, dict.fromkeys(workers, ("tvmlab", folder)), 1, at_once)
+        assert time.monotonic() - started < 20
+    finally:
+        signal.signal(signal.SIGALRM, before)
+        for worker in workers.values():
+            worker.kill()
+
+
+class Graphless:
+    """Stands for the process of a compiled model whose CUDA graph cannot be captured."""
+
+    def __init__(self, fails=("graph",)):
+        self.fails, self.kills = fails, 0
+
+    def request(self, message, timeout_s):
+        kind, _, _, _, *graph = message
+        assert kind == "load"
+        failed = ("none" if graph == [False] else "graph") in self.fails
+        return ("error", "RuntimeError: capture failed") if failed else ("ok", ["outputs"])
+
+    def kill(self):
+        self.kills += 1
+
+
+def on_gpu(make_run):
+    made = tvmlab.target("sm_90a")
+    record = {"name": made.name, "label": made.label, "kind": made.kind, "attrs": made.attrs, "device": "cuda:0"}
+    return make_run(environment={"target": {**record, "details": made.details, "roofline": None}})
+
+
+@pytest.mark.parametrize("runtime", ["tvmlab", "untuned"])
+def test_a_model_whose_cuda_graph_fails_is_timed_without_one_and_that_is_said(make_run, comparison, runtime):
+    worker = Graphless()
+    outputs, note = load("mine", worker, runtime, on_gpu(make_run), 1)
+    assert outputs == ["outputs"] and worker.kills == 1
+    assert note.startswith("mine ran without a CUDA graph") and "capture failed" in note
+    noted = replace(comparison, notes=[note])
+    assert note in str(noted) and "capture failed" in noted._repr_html_() and "capture" not in str(comparison)
+    with pytest.raises(RunError, match="could not be timed"):
+        load("mine", Graphless(["graph", "none"]), runtime, on_gpu(make_run), 1)
+
+
+def test_what_is_no_cuda_graph_is_loaded_once(make_run, folder):
+    for runtime, run in (("torch", on_gpu(make_run)), ("tvmlab", folder)):
+        worker = Graphless()
+        with pytest.raises(RunError, match="capture failed"):
+            load("mine", worker, runtime, run, 1)
+        assert worker.kills == 0

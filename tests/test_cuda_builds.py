@@ -1,28 +1,27 @@
 """CUDA spaces of whole models without a card: every task is served, and a real compiler takes the kernels."""
 
+import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
+import stub_driver
+from stub_driver import has_nvrtc
 
 from tvmlab.cuda import cuda_compiler
+from tvmlab.measure.builder import BuilderPool
 from tvmlab.models import load_model
 from tvmlab.nvrtc import compile_lean, lean_source
 from tvmlab.spaces.sketch import SketchSpace
 from tvmlab.strategies import template_space
 from tvmlab.targets import target
-from tvmlab.tasks import extract
+from tvmlab.tasks import default_gpu_schedule, extract
+
+_EM_CUDA = 190  # the machine of an ELF file that a GPU runs
 
 # Of each model every task has its spaces generated and a candidate drawn; one in so many is built.
 EVERY = {"resnet50": 6, "googlenet": 12, "alexnet": 6}
-
-
-def has_nvrtc():
-    try:
-        from cuda.bindings import nvrtc  # noqa: F401
-    except ImportError:
-        return False
-    return True
 
 
 def source_of(candidate, tvm_target):
@@ -102,3 +101,56 @@ def test_lean_source_leaves_out_what_stands_before_the_kernels():
     lean = lean_source('#include <cuda_fp16.h>\nstruct half2;\nextern "C" __global__ void k(float* x) { x[0] = 1; }')
     assert "half2" not in lean and "#include" not in lean and lean.rstrip().endswith("x[0] = 1; }")
     assert lean_source("int x;") is None
+
+
+def cubins(library):
+    """How many GPU programs there are in a shared library."""
+    content = Path(library).read_bytes()
+    starts = [found.start() for found in re.finditer(b"\x7fELF", content)]
+    return sum(int.from_bytes(content[at + 18 : at + 20], "little") == _EM_CUDA for at in starts)
+
+
+ROOFLINE = """
+import tvm
+from tvmlab.roofline import _cuda_copy, _cuda_fma, _cuda_kernel
+from tvmlab.targets import target
+card = target("sm_90a").to_tvm()
+assert tvm.target.Target.current() is None
+for name, function in (("fma", _cuda_fma(8, 256, 8, 1 << 14)), ("copy", _cuda_copy(8, 256))):
+    _cuda_kernel(function, card).export_library(f"{folder}/{name}.so")
+"""
+
+
+@stub_driver.needed
+def test_the_kernels_of_the_roofline_compile_for_real(tmp_path):
+    """The compiler asks the target's scope for the architecture, and `tvm.compile` enters none."""
+    stub_driver.output_of(f"folder = {str(tmp_path)!r}\n{ROOFLINE}", tmp_path)
+    assert [cubins(tmp_path / f"{name}.so") for name in ("fma", "copy")] == [1, 1]
+
+
+@stub_driver.needed
+def test_a_build_worker_makes_a_library_with_machine_code_that_loads(tiny_model, tmp_path):
+    """All but the launch: the real workers compile for sm_90a; the host's part loads and knows its GPU program."""
+    import tvm
+
+    device = target("sm_90a")
+    task = next(task for task in extract(tiny_model, device) if "conv2d" in task.info.kernel_class)
+    with device.to_tvm():
+        scheduled = default_gpu_schedule(task.module)
+    environment = stub_driver.environment(tmp_path)
+    pool = BuilderPool(device.attrs, 1, 120.0, tmp_path, tmp_path / "log.txt", environment)
+    try:
+        build = pool.submit(tvm.ir.save_json(scheduled)).result()
+    finally:
+        pool.close()
+    assert build.status == "ok", build.message
+    assert cubins(build.path) == 1
+    script = f"import tvm; made = tvm.runtime.load_module({build.path!r}); print(made['main'], made.imports[0].kind)"
+    assert stub_driver.output_of(script, tmp_path).split()[-1] == "cuda"
+
+
+@stub_driver.needed
+def test_the_process_of_a_device_without_a_driver_says_what_cuda_said(tmp_path):
+    request = ("default", "key", [([4], "float32")], "", {})
+    script = f"from tvmlab.measure.device import Device; print(Device('cuda:0').answer({request}))"
+    assert "cudaErrorInsufficientDriver" in stub_driver.output_of(script, tmp_path)

@@ -1,15 +1,27 @@
 """The script for a session on a lent GPU: a job that fails stops no other, time that is up loses nothing, resuming."""
 
 import json
+import os
+import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from tvmlab.core import Measurement, TrialStatus
+from tvmlab.recordings import recorded
+from tvmlab.records import RunFolder
+
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+ENVIRONMENT = {
+    "target": {"label": "test-gpu", "roofline": {"peak_gflops": 100.0, "bandwidth_gbs": 10.0}},
+    "versions": {"tvmlab": "0.1.0", "apache-tvm": "0.27.0"},
+}
 
 
 @pytest.fixture
@@ -50,6 +62,8 @@ def test_a_job_that_fails_stops_no_other_and_is_tried_again(script, monkeypatch,
     found = {row["job"]: row for row in rows(first)}
     assert found["bad"]["error"] == "ZeroDivisionError: division by zero" and found["good"]["value"] == 7
     assert "target" in found["machine"]
+    with (first / "results.jsonl").open("a") as file:
+        file.write('{"job": "goo')  # it was killed as it wrote
     assert session(*script, monkeypatch, [bad, good], second, "--resume", str(first)) == 1
     assert asked == ["bad", "good", "bad"]  # what is there is not measured again
     assert {row["job"] for row in rows(second) if "error" not in row} == {"machine", "good"}
@@ -88,6 +102,273 @@ def test_an_unknown_job_is_named(script, capsys):
     assert "no job polish; there are smoke, main" in capsys.readouterr().err
 
 
+def test_what_a_job_does_beside_its_rows_may_fail_too(script, monkeypatch, tmp_path):
+    def bad(session):
+        """Fails before its first row."""
+        raise ValueError("no such model")
+
+    def good(session):
+        """Works."""
+        session.row({"job": "good"}, lambda: {"value": 7})
+
+    assert session(*script, monkeypatch, [bad, good], tmp_path) == 1
+    found = {row["job"]: row for row in rows(tmp_path)}
+    assert found["bad"]["error"] == "ValueError: no such model" and found["good"]["value"] == 7
+
+
+@pytest.mark.parametrize("swallowed", [RuntimeError, None])
+def test_an_alarm_that_a_callback_swallows_ends_the_session_all_the_same(script, monkeypatch, tmp_path, swallowed):
+    """TVM makes a RuntimeError of what is raised in its callbacks, and a search tries the next candidate after one."""
+    gpu_session, _ = script
+    monkeypatch.setattr(gpu_session, "_WRAP_UP_S", 0.0)
+    monkeypatch.setattr(gpu_session, "_AGAIN_S", 1.0)
+    monkeypatch.setattr(gpu_session, "machine", lambda session: {})
+
+    def callback():
+        try:
+            time.sleep(60)
+        except gpu_session.TimeUp as error:
+            if swallowed:
+                raise swallowed("TimeUp") from error
+
+    def job(session):
+        """Goes on until it is stopped."""
+        session.row({"job": "job"}, lambda: [callback(), time.sleep(60)], 0.0)
+        session.row({"job": "next"}, lambda: {"value": 1}, 0.0)
+
+    started = time.monotonic()
+    assert session(*script, monkeypatch, [job], tmp_path, "--minutes", "0.03") == 0
+    assert time.monotonic() - started < 50
+    assert [row["job"] for row in rows(tmp_path)] == ["machine"]
+    assert "the time is up" in (tmp_path / "session.txt").read_text()
+
+
+def made_in(run, session, name):
+    """A finished run, as if a job of the session had made it."""
+    shutil.copytree(run.path, session.runs / name)
+    (session.runs / name / "log.txt").write_text("printed by the search\n")
+
+
+def members(path):
+    with tarfile.open(path) as archive:
+        return archive.getnames()
+
+
+def test_runs_come_back_with_their_rows_or_are_made_again(script, monkeypatch, make_run, tmp_path):
+    run = make_run(environment=ENVIRONMENT)
+    asked = []
+
+    def tune(session):
+        """Tunes once."""
+
+        def carried_out():
+            asked.append("tune")
+            made_in(run, session, "one-best")
+            return {"folder": "one-best"}
+
+        session.row({"job": "tune"}, carried_out)
+
+    def more(session):
+        """Makes another run."""
+        made_in(run, session, f"more-{len(list(session.runs.iterdir()))}")
+
+    outs = [tmp_path / name for name in "abc"]
+    assert session(*script, monkeypatch, [tune], outs[0]) == 0
+    assert {"runs/one-best/log.txt"} <= set(members(outs[0] / "logs.tar.xz"))
+    assert session(*script, monkeypatch, [tune, more], outs[1], "--resume", str(outs[0])) == 0
+    assert asked == ["tune"]
+    found = recorded(outs[1] / "runs.tar.xz", cache=tmp_path / "cache")
+    assert {folder.path.name for folder in found} == {"one-best", "more-2"}  # the other is recording.json
+    (outs[1] / "runs.tar.xz").unlink()  # as if the machine had been taken before it was packed
+    assert session(*script, monkeypatch, [tune], outs[2], "--resume", str(outs[1])) == 0
+    assert asked == ["tune", "tune"]
+
+
+def test_a_tuning_is_packed_before_its_row_is_written_and_compared_when_it_is_done(
+    script, monkeypatch, make_run, tmp_path
+):
+    """A process that dies between the two then leaves a run that the next session finds."""
+    gpu_session, gpu_jobs = script
+    run = make_run(environment=ENVIRONMENT)
+    run.write_state(replace(run.state, phases={"run_s": 1.0}))
+    compared = []
+    monkeypatch.setattr(gpu_jobs, "_compared", lambda *_: compared.append(1) or {})
+    written, packed = gpu_session.Session._write, []
+
+    def write(self, row):
+        if row["job"] == "tune" and "error" not in row:
+            packed.extend(members(tmp_path / "runs.tar.xz"))
+        written(self, row)
+
+    monkeypatch.setattr(gpu_session.Session, "_write", write)
+
+    def main(session):
+        """Goes on with a run that ended."""
+        made_in(run, session, "tiny-best")
+        gpu_jobs.main(session)
+
+    def half(session):
+        """Has a run that failed."""
+        made_in(run, session, "tiny-best")
+        state = json.loads((session.runs / "tiny-best" / "state.json").read_text())
+        (session.runs / "tiny-best" / "state.json").write_text(json.dumps({**state, "status": "failed"}))
+        monkeypatch.setattr(gpu_jobs.tvmlab, "resume", lambda folder: gpu_jobs.tvmlab.attach(folder))
+        gpu_jobs.main(session)
+
+    assert session(*script, monkeypatch, [half], tmp_path / "half") == 1
+    assert compared == [] and "error" in rows(tmp_path / "half")[-1]
+    assert session(*script, monkeypatch, [main], tmp_path) == 0
+    assert compared
+    tuned = next(row for row in rows(tmp_path) if row["job"] == "tune")
+    assert tuned["job"] == "tune" and tuned["folder"] == "tiny-best" and tuned["trials"] == 3
+    assert "tiny-best/trials.jsonl" in packed
+
+
+def test_only_what_changed_is_packed_again(script, monkeypatch, make_run, tmp_path):
+    import gpu_state
+
+    work = gpu_state.Work(tmp_path / "work", tmp_path, "by a test")
+    made_in(make_run(environment=ENVIRONMENT), work, "one")
+    work.keep()
+    before = [(tmp_path / name).stat().st_mtime_ns for name in ("runs.tar.xz", "logs.tar.xz")]
+    work.keep()
+    assert [(tmp_path / name).stat().st_mtime_ns for name in ("runs.tar.xz", "logs.tar.xz")] == before
+    with (work.runs / "one" / "log.txt").open("a") as log:
+        log.write("x" * 300_000)
+    (work.runs / "two").mkdir()
+    shutil.copy(work.runs / "one" / "experiment.json", work.runs / "two")  # one that had not begun
+    (work.runs / "two" / "log.txt").write_text("no card")
+    work.keep()
+    runs, logs = members(tmp_path / "runs.tar.xz"), members(tmp_path / "logs.tar.xz")
+    assert not [name for name in runs if name.startswith("two")] and "one/trials.jsonl" in runs
+    assert [name for name in logs if name.startswith("not-begun-") and name.endswith("two/log.txt")]
+    with tarfile.open(tmp_path / "logs.tar.xz") as archive:
+        assert archive.getmember("runs/one/log.txt").size == 100_000
+
+
+def test_runs_that_cannot_be_packed_are_told_and_cost_nothing_else(script, make_run, tmp_path, capsys):
+    import gpu_state
+
+    work = gpu_state.Work(tmp_path / "work", tmp_path, "by a test")
+    made_in(make_run(environment=ENVIRONMENT), work, "one")
+    (work.runs / "one" / "environment.json").write_text("{half")
+    work.keep()
+    assert "environment.json is damaged" in capsys.readouterr().err and (tmp_path / "logs.tar.xz").exists()
+
+
+DEAF = """
+import os, signal, sys, time
+from dataclasses import replace
+from tvmlab.records import RunFolder
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+folder = RunFolder.open(sys.argv[2])
+with folder.acquire():
+    folder.write_state(replace(folder.state, status="running", pid=os.getpid()))
+    print("searching", flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.fixture
+def deaf(make_run, tmp_path):
+    """A work folder whose only run goes on and does not listen, and the process of that."""
+    run = make_run(environment=ENVIRONMENT)
+    folder = tmp_path / "gpu-session-x" / "runs" / "one"
+    shutil.copytree(run.path, folder)
+    command = [sys.executable, "-c", DEAF, "tvmlab.search_process", str(folder)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True) as process:
+        process.stdout.readline()
+        yield folder, process
+        process.kill()
+
+
+def test_a_search_that_does_not_stop_is_killed(script, deaf, monkeypatch):
+    import gpu_state
+
+    folder, process = deaf
+    monkeypatch.setattr(gpu_state, "_GRACE_S", 0.5)
+    assert RunFolder(folder).status == "running"
+    assert gpu_state.end_runs(folder.parent) == []
+    assert process.wait(10) == -signal.SIGKILL and RunFolder(folder).status == "failed"
+
+
+def test_what_a_killed_session_left_running_is_ended_and_nothing_else(script, deaf, monkeypatch, tmp_path):
+    import gpu_state
+
+    _, process = deaf
+    monkeypatch.setattr(gpu_state, "_GRACE_S", 0.5)
+    gpu_state.Work(tmp_path / "gpu-session-x", tmp_path, "")  # of this process, which lives
+    gpu_state.end_leftovers(tmp_path)
+    assert process.poll() is None
+    owner = tmp_path / "gpu-session-x" / "session.json"
+    owner.write_text(json.dumps({"pid": os.getpid(), "began_s": 0.0}))  # another of the same number
+    gpu_state.end_leftovers(tmp_path)
+    assert process.wait(10) == -signal.SIGKILL
+
+
+def test_of_upstream_s_records_those_that_ran_are_told_apart(script):
+    good, failed, none = ([0, [[], seconds, {}, []]] for seconds in ([1e-3, 2e-3], [1e10], []))
+    assert script[1].counted([json.dumps(row) for row in (good, failed, none, good)]) == (4, 2)
+    assert script[1].counted([]) == (0, 0)
+
+
+class Points:
+    """A space of 80 points, every third not valid, and a measurer that measures them, some of them only."""
+
+    overlaps = False
+
+    def __init__(self, until=80):
+        self.until, self.asked = until, []
+
+    def realize(self, index):
+        return index if index % 3 else None
+
+    def measure(self, candidates):
+        for index in candidates:
+            if index >= self.until:
+                raise KeyboardInterrupt
+            self.asked.append(index)
+            yield Measurement(TrialStatus.OK, (index * 1e-6,), build_s=0.1, run_s=0.2)
+
+
+@pytest.mark.parametrize("overlaps", [False, True])
+def test_a_space_goes_on_where_it_was_interrupted(script, tmp_path, overlaps):
+    import record_space
+
+    about, path = {"task": "a", "points": 80}, tmp_path / "space_x.begun.jsonl"
+    found = {}
+
+    def measured(points):
+        points.overlaps = overlaps
+        left = [index for index in range(80) if index not in found]
+        with path.open("a") as file:
+            for batch in record_space.in_batches(points, points, left):
+                file.write("".join(json.dumps(row) + "\n" for row in batch))
+                file.flush()
+
+    assert record_space.read_begun(path, about) == {}
+    with pytest.raises(KeyboardInterrupt):
+        measured(Points(until=50))
+    with path.open("a") as file:
+        file.write("[77, 1")  # it was killed as it wrote
+    found = record_space.read_begun(path, about)
+    assert sorted(found) == list(range(32)) and found[0] == (None, None) and found[4] == (4.0, [0.1, 0.2])
+    again = Points()
+    measured(again)
+    assert again.asked == [index for index in range(32, 80) if index % 3]
+    assert sorted(record_space.read_begun(path, about)) == list(range(80))
+    assert record_space.read_begun(path, {**about, "task": "b"}) == {}
+
+
+def test_the_command_for_a_lent_machine_says_what_there_is_and_runs_the_session(tmp_path):
+    command = [str(BENCHMARKS / "gpu_session.sh"), str(tmp_path / "out"), "--list"]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHON": sys.executable})
+    assert done.returncode == 0, done.stdout + done.stderr
+    console = (tmp_path / "out" / "console.txt").read_text()
+    assert "throughput   Seconds a trial" in done.stdout and done.stdout in console
+    assert "driver" in console or "libcuda" in console  # what the loader knows of NVIDIA's
+
+
 @pytest.mark.slow
 def test_the_whole_session_rehearsed_on_the_cpu(tmp_path):
     jobs = "smoke,main,others,layers,report,space"  # upstream, for throughput, takes minutes to begin on two cores
@@ -101,6 +382,8 @@ def test_the_whole_session_rehearsed_on_the_cpu(tmp_path):
     smoke = next(row for row in found if row["job"] == "smoke")
     assert smoke["tasks"] == 2 and smoke["failures"] == []
     assert (tmp_path / "a" / "runs.tar.xz").stat().st_size > 1000
+    assert any(name.endswith("tiny-best/log.txt") for name in members(tmp_path / "a" / "logs.tar.xz"))
+    assert (tmp_path / "a" / "space_tiny.json").exists() and not list((tmp_path / "a").glob("*.begun.jsonl"))
     again = subprocess.run(
         [*command, "--out", tmp_path / "b", "--resume", tmp_path / "a"], capture_output=True, text=True
     )

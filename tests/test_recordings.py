@@ -112,6 +112,30 @@ def test_another_archive_of_the_same_name_is_unpacked_anew(make_run, archive, tm
     assert after.folder_path != before.folder_path and after[0].experiment.seed == 7
 
 
+def test_what_was_unpacked_and_went_on_is_packed_as_it_is_now(make_run, tmp_path):
+    """As a session on a lent machine does: unpack what an earlier one left, add a run, pack it again."""
+    first = make_run(environment=ENVIRONMENT)
+    folder = first.path.parent
+    earlier = pack(folder, tmp_path / "s.tar.xz", note="the first session")
+    with tarfile.open(earlier) as found:
+        found.extractall(folder, filter="data")
+    second = make_run(environment=ENVIRONMENT, seed=1)
+    again = pack(folder, tmp_path / "again" / "s.tar.xz", note="the second session")
+    assert names(again).count("recording.json") == 1 and names(again)[0] == "recording.json"
+    opened = recorded(again, cache=tmp_path / "cache")
+    assert {run.id for run in opened} == {first.id, second.id} and opened.about["note"] == "the second session"
+
+
+def test_the_level_is_of_time_and_space_not_of_what_is_in_it(run, archive, tmp_path):
+    (run.path / "database_workload.json").write_text("".join(f"[{number * number}]\n" for number in range(20_000)))
+    small, large = (pack(run, tmp_path / str(level) / "x.tar.xz", level=level) for level in (9, 0))
+    assert small.stat().st_size < large.stat().st_size
+    with lzma.open(small) as one, lzma.open(large) as other:
+        assert one.read() == other.read()
+    with pytest.raises(InputError, match="xz has no level 10: choose one of 0 to 9"):
+        pack(run, tmp_path / "x.tar.xz", level=10)
+
+
 def test_a_running_run_is_not_packed(make_run, tmp_path):
     run = make_run(environment=ENVIRONMENT, status="running")
     with run.lock().acquire(), pytest.raises(RunError, match="still running"):

@@ -7,7 +7,7 @@ import importlib.util
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import psutil
 from tvmlab.comparison_rows import comparison_rows
 from tvmlab.core import InputError, MissingTool, RecordError
 from tvmlab.measure.process import WorkerProcess
-from tvmlab.measure.subjects import LOAD_S, TURN_S, ask, recorded_target, start_worker, thread_count
+from tvmlab.measure.subjects import TURN_S, ask, load, recorded_target, start_worker, thread_count
 from tvmlab.measure.whole_model import BASELINES, OPTIONAL
 from tvmlab.records import RunFolder
 from tvmlab.run import Run
@@ -39,7 +39,7 @@ class Comparison:
     """End-to-end latencies of the run's model and of the baselines, in milliseconds, and what they compute.
 
     `ratios` are of tvmlab over the baseline, turn by turn (stats.ratio_in_turns): their medians with a 95 % interval;
-    below 1 tvmlab is faster.
+    below 1 tvmlab is faster. `notes` says what else is to be known, such as that a CUDA graph failed.
     """
 
     run: str
@@ -48,6 +48,7 @@ class Comparison:
     subjects: dict[str, dict[str, list[float]]]
     ratios: list[dict[str, Any]]
     numerics: dict[str, Any]
+    notes: list[str] = field(default_factory=list)
 
     def frame(self) -> pd.DataFrame:
         """One row a subject; the columns of tvmlab.frames.comparison."""
@@ -59,7 +60,8 @@ class Comparison:
             f"tvmlab takes {row['ratio']:.3g} [{row['low']:.3g}, {row['high']:.3g}] of {row['baseline']}'s time"
             for row in self.ratios
         ]
-        return "\n".join([self.frame().to_string(float_format="{:.4g}".format), *lines, self._numerics_text()])
+        frame = self.frame().to_string(float_format="{:.4g}".format)
+        return "\n".join([frame, *lines, self._numerics_text(), *self.notes])
 
     __repr__ = __str__
 
@@ -73,7 +75,8 @@ class Comparison:
 
     def _repr_html_(self) -> str:
         table = self.frame().to_html(float_format="{:.4g}".format, na_rep="")
-        return f"{table}<p>{html.escape(self._numerics_text())}; {self.threads} threads, end to end</p>"
+        said = "; ".join([self._numerics_text(), f"{self.threads} threads, end to end", *self.notes])
+        return f"{table}<p>{html.escape(said)}</p>"
 
 
 def compare(
@@ -95,7 +98,8 @@ def compare(
     original model.
 
     Raises InputError for an unknown baseline or an operator that the torch baseline lacks, MissingTool for an extra
-    that is not installed, RunError if the run has no target yet or a runtime fails.
+    that is not installed or if the models do not fit the free memory (not asked where the environment variable
+    TVMLAB_CHECK_MEMORY is 0), RunError if the run has no target yet or a runtime fails.
     """
     folder = run.folder if isinstance(run, Run) else RunFolder.open(run)
     subjects = {"tvmlab": ("tvmlab", folder), **{name: _subject(name, folder) for name in baselines}}
@@ -112,8 +116,8 @@ def compare_runs(
     """Time several runs of one model in turns with each other and with the baselines, for tvmlab.study.
 
     Returns `subjects` (samples_ms of each run, by its name here, and of each baseline), `numerics` (max error / max
-    output against onnxruntime), `threads` and `repeats`. What concerns it is also written to each run's compare.json.
-    Raises as `compare` does.
+    output against onnxruntime), `threads`, `repeats` and `notes`. What concerns it is also written to each run's
+    compare.json. Raises as `compare` does.
     """
     first = next(iter(runs.values()))
     ours = {name: _subject(str(run.path.resolve()), first) for name, run in runs.items()}
@@ -125,18 +129,20 @@ def compare_runs(
         "numerics": timing.errors,
         "threads": timing.threads,
         "repeats": repeats,
+        "notes": timing.notes,
     }
 
 
 @dataclass(frozen=True)
 class _Timing:
-    """What was measured in turns: seconds by subject, each one's error against onnxruntime."""
+    """What was measured in turns: seconds by subject, each one's error against onnxruntime, and Comparison's notes."""
 
     threads: int
     usual: int
     repeats: int
     samples: dict[str, list[float]]
     errors: dict[str, float]
+    notes: list[str]
 
 
 def _time(folder: RunFolder, subjects: dict[str, tuple[str, RunFolder]], repeats: int, threads: int | None) -> _Timing:
@@ -152,7 +158,7 @@ def _time(folder: RunFolder, subjects: dict[str, tuple[str, RunFolder]], repeats
     workers = {name: start_worker(folder, target, threads) for name in loaded}
     try:
         at_once = 1 if target.kind == "cuda" else os.cpu_count()  # torch tries kernels while it compiles
-        outputs = _load_all(workers, loaded, threads, at_once)
+        found = _load_all(workers, loaded, threads, at_once)
         for name in loaded.keys() - subjects.keys():
             workers[name].kill()
         turn = _GPU_TURN if target.kind == "cuda" else (1, 0.0)
@@ -160,18 +166,19 @@ def _time(folder: RunFolder, subjects: dict[str, tuple[str, RunFolder]], repeats
     finally:
         for worker in workers.values():
             worker.kill()
-    errors = {name: _error(outputs[name], outputs["onnxruntime"]) for name in subjects}
-    return _Timing(threads, usual, repeats, samples, errors)
+    errors = {name: _error(found[name][0], found["onnxruntime"][0]) for name in subjects}
+    return _Timing(threads, usual, repeats, samples, errors, [note for _, note in found.values() if note])
 
 
 def _require_memory(folder: RunFolder, count: int) -> None:
     """Raise MissingTool unless so many loaded models fit the memory: better than being killed half-way."""
     weights = 4 * folder.environment.get("model", {}).get("parameters", 0)
     needed, free = count * (_RUNTIME_BYTES + _WEIGHT_COPIES * weights), psutil.virtual_memory().available
-    if needed > free:
+    # A virtual machine may be given memory only as it asks for it.
+    if needed > free and os.environ.get("TVMLAB_CHECK_MEMORY") != "0":
         raise MissingTool(
             f"{count} models of {weights / 1e6:,.0f} MB need about {needed / 1e9:.0f} GB, {free / 1e9:.0f} are free",
-            remedy="compare fewer at once, or free some memory",
+            remedy="compare fewer at once, free some memory, or set TVMLAB_CHECK_MEMORY=0",
         )
 
 
@@ -185,6 +192,7 @@ def _kept(folder: RunFolder, name: str, baselines: list[str], timing: _Timing) -
         subjects={name: {"samples_ms": [s * 1e3 for s in values]} for name, values in samples.items()},
         ratios=[_ratio(samples, other) for other in baselines],
         numerics=_numerics(timing.errors[name]) | {"baselines": {other: timing.errors[other] for other in baselines}},
+        notes=timing.notes,
     )
     if timing.threads == timing.usual:  # else it does not belong beside the run's kernel latencies
         folder.write_json("compare.json", asdict(result))
@@ -212,21 +220,28 @@ def _subject(name: str, folder: RunFolder) -> tuple[str, RunFolder]:
 
 def _load_all(
     workers: dict[str, WorkerProcess], subjects: dict[str, tuple[str, RunFolder]], threads: int, at_once: int | None
-) -> dict[str, list[Any]]:
-    """Every runtime with the model loaded, so many at a time; returns each one's outputs.
+) -> dict[str, tuple[list[Any], str]]:
+    """Every runtime with the model loaded, so many at a time; returns each one's outputs and note.
 
     One that is loaded is frozen: its idle threads would spin while the others are compiled.
     """
 
-    def load(name: str) -> list[Any]:
+    def loaded(name: str) -> tuple[list[Any], str]:
         runtime, folder = subjects[name]
         try:
-            return ask(name, workers[name], ("load", runtime, str(folder.path.resolve()), threads), LOAD_S)
+            return load(name, workers[name], runtime, folder, threads)
         finally:
             workers[name].pause()
 
+    if at_once == 1:  # in this thread: what it starts anew would end with another
+        return {name: loaded(name) for name in subjects}
     with ThreadPoolExecutor(at_once) as pool:
-        return dict(zip(subjects, pool.map(load, subjects), strict=True))
+        try:
+            return dict(zip(subjects, pool.map(loaded, subjects), strict=True))
+        except BaseException:  # leaving the block waits for the loads under way, which may take minutes
+            for worker in workers.values():
+                worker.abort()
+            raise
 
 
 def _take_turns(

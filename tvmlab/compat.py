@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import logging
+import re
 import sys
 import tempfile
 from pathlib import Path
@@ -17,6 +18,7 @@ import orjson
 __all__ = [
     "DATABASE_FILES",
     "REFINE_FILE",
+    "brief",
     "fastest_records",
     "hide_torch",
     "idle_passes",
@@ -134,6 +136,25 @@ def to_plain(value: Any) -> Any:
         return [to_plain(item) for item in value]
     except TypeError:
         return str(value)
+
+
+def brief(text: str, most: int = 300) -> str:
+    """What an error's text says in one line: the first and the last line after a traceback that say something.
+
+    A launch that fails is named in the first line, a grid and a block, or the kernel's source, follow; NVRTC's last
+    line counts errors. Indented lines quote source.
+
+    >>> brief("NVRTC: k.cu(3): error: no such name\\n      x = y;\\n      ^\\n\\n1 error detected in k.cu.")
+    'NVRTC: k.cu(3): error: no such name … 1 error detected in k.cu.'
+    """
+    lines = [line.rstrip() for line in text.strip().splitlines()]
+    begins = max((at for at, line in enumerate(lines[:-1], 1) if line.startswith("Traceback (")), default=0)
+    telling = [line for line in lines[begins:] if re.match(r"\S.*\w\w\w", line)] or lines[-1:]
+    if len(telling) > 1 and telling[0] != telling[-1]:
+        half = most // 2 - 2  # a long first line must not leave out the last
+        last = telling[-1][:half]
+        return f"{telling[0][: most - len(last) - 3]} … {last}"
+    return telling[0][:most] if telling else ""
 
 
 def idle_passes(kind: str) -> list[str]:

@@ -27,6 +27,7 @@ import orjson
 import platformdirs
 from filelock import FileLock
 
+from tvmlab.compat import brief
 from tvmlab.core import MissingTool, Roofline
 from tvmlab.nvrtc import compile_kernels
 
@@ -122,8 +123,7 @@ def measure(request: Mapping[str, Any], env: Mapping[str, str]) -> Roofline:
     else:
         if done.returncode == 0:
             return Roofline(**orjson.loads(done.stdout.splitlines()[-1]))
-        lines = done.stderr.decode(errors="replace").strip().splitlines()
-        words = lines[-1] if lines else f"exit status {done.returncode}"
+        words = brief(done.stderr.decode(errors="replace")) or f"exit status {done.returncode}"
     problem = f"the roofline of {request['device']} could not be measured ({words})"
     raise MissingTool(problem, remedy="run tvmlab doctor")
 
@@ -281,20 +281,28 @@ def _measure_cpu(request: Mapping[str, Any], target: Any) -> Roofline:
     return Roofline(peak_gflops=max(gflops(12), gflops(24)), bandwidth_gbs=bandwidth)
 
 
-def _measure_cuda(request: Mapping[str, Any], target: Any) -> Roofline:
+def _cuda_kernel(function: Any, target: Any) -> Any:
+    """A compiled kernel. In the target's scope: the compiler asks that for the architecture."""
     import tvm
 
     compile_kernels()
+    with target:
+        return tvm.compile(function, target=target)
+
+
+def _measure_cuda(request: Mapping[str, Any], target: Any) -> Roofline:
+    import tvm
+
     device = tvm.cuda(int(request["device"].partition(":")[2] or 0))
     threads, chains, steps = 256, 8, 1 << 14
     blocks = 8 * device.multi_processor_count
-    kernel = tvm.compile(_cuda_fma(blocks, threads, chains, steps), target=target)
+    kernel = _cuda_kernel(_cuda_fma(blocks, threads, chains, steps), target)
     start = tvm.runtime.tensor(_starts(chains + 1), device=device)
     out = tvm.runtime.empty((blocks * threads,), device=device)
     peak = 2 * blocks * threads * chains * steps / _best_s(lambda: kernel(start, out), device.sync) / 1e9
 
     blocks = min(512 << 20, request["memory_bytes"] // 8) // (16 * threads)
-    copy = tvm.compile(_cuda_copy(blocks, threads), target=target)
+    copy = _cuda_kernel(_cuda_copy(blocks, threads), target)
     arrays = [tvm.runtime.empty((blocks * threads * 4,), device=device) for _ in range(2)]
     bandwidth = 2 * 16 * blocks * threads / _best_s(lambda: copy(*arrays), device.sync) / 1e9
     return Roofline(peak_gflops=peak, bandwidth_gbs=bandwidth)

@@ -19,7 +19,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
-from tvmlab.compat import hide_torch
+from tvmlab.compat import brief, hide_torch
 from tvmlab.core import TrialStatus
 from tvmlab.measure.process import START_S, WorkerDied, WorkerProcess, WorkerTimeout, serve
 
@@ -133,7 +133,7 @@ def _answer(message: tuple[Any, ...]) -> tuple[str, str, str]:
         shutil.rmtree(folder, ignore_errors=True)
         text = str(error).strip()
         status = TrialStatus.OUT_OF_LIMITS if _is_limit(text) else TrialStatus.BUILD_ERROR
-        return status.value, "", text.splitlines()[-1][:300] if text else type(error).__name__
+        return status.value, "", brief(text) or type(error).__name__
 
 
 def _is_limit(text: str) -> bool:

@@ -107,6 +107,10 @@ class WorkerProcess:
             with suppress(ProcessLookupError):  # it died this moment
                 os.killpg(pid, number)
 
+    def abort(self) -> None:
+        """Kill the process from another thread than the one that asks it, which is then told that it died."""
+        self._signal(signal.SIGKILL)
+
     def kill(self) -> None:
         """End the process and everything it started."""
         if self._process is not None:

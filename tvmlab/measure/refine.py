@@ -24,7 +24,7 @@ import orjson
 from tvmlab.compat import DATABASE_FILES, REFINE_FILE, load_meta_schedule, structural_key
 from tvmlab.core import TaskInfo
 from tvmlab.measure.process import WorkerProcess
-from tvmlab.measure.subjects import LOAD_S, TURN_S, ask, start_worker, thread_count
+from tvmlab.measure.subjects import TURN_S, ask, load, start_worker, thread_count
 from tvmlab.records import RunFolder
 from tvmlab.stats import faster, paired_difference
 from tvmlab.targets import Target
@@ -134,7 +134,7 @@ def _load(folder: RunFolder, target: Target, set_aside: Sequence[int]) -> Worker
         RunFolder(Path(scratch)).write_json(REFINE_FILE, {"set_aside": list(set_aside), "swaps": []})
         worker = start_worker(folder, target, threads)
         try:
-            ask("the model", worker, ("load", "tvmlab", scratch, threads), LOAD_S)
+            load("the model", worker, "tvmlab", RunFolder(Path(scratch)), threads)
         except BaseException:
             worker.kill()
             raise

@@ -7,12 +7,13 @@ from typing import Any
 from tvmlab import core
 from tvmlab.core import InputError, RunError, TvmlabError
 from tvmlab.measure.process import WorkerDied, WorkerProcess, WorkerTimeout
+from tvmlab.measure.whole_model import GRAPHED
 from tvmlab.records import RunFolder
 from tvmlab.targets import Target
 
-__all__ = ["LOAD_S", "TURN_S", "ask", "profiled", "recorded_target", "start_worker", "thread_count"]
+__all__ = ["TURN_S", "ask", "load", "profiled", "recorded_target", "start_worker", "thread_count"]
 
-LOAD_S = 1800.0  # compiling a large model with a slow schedule can take minutes
+_LOAD_S = 1800.0  # compiling a large model with a slow schedule can take minutes
 TURN_S = 600.0
 
 
@@ -56,6 +57,24 @@ def ask(name: str, worker: WorkerProcess, message: tuple[Any, ...], timeout_s: f
     raise kind(answer["problem"], remedy=answer["remedy"])
 
 
+def load(name: str, worker: WorkerProcess, runtime: str, folder: RunFolder, threads: int) -> tuple[Any, str]:
+    """Have a process load the run's model in a runtime: its outputs, and what is to be known of how it runs.
+
+    A compiled model whose CUDA graph fails is loaded once more without one, in a fresh process: an error of CUDA's may
+    outlast its cause. Raises as `ask` does.
+    """
+    request = ("load", runtime, str(folder.path.resolve()), threads)
+    try:
+        return ask(name, worker, request, _LOAD_S), ""
+    except RunError as error:
+        if runtime not in GRAPHED or recorded_target(folder).kind != "cuda":
+            raise
+        failed = error
+    worker.kill()
+    outputs = ask(name, worker, (*request, False), _LOAD_S)
+    return outputs, f"{name} ran without a CUDA graph, with which {failed.problem}"
+
+
 def profiled(folder: RunFolder, runtime: str, repeats: int, threads: int | None, *, alone: bool = False) -> Any:
     """What a runtime's own profile says of the run's model (tvmlab.measure.instrument and .onnx_profile).
 
@@ -66,7 +85,7 @@ def profiled(folder: RunFolder, runtime: str, repeats: int, threads: int | None,
     target = recorded_target(folder)
     worker = start_worker(folder, target, threads or thread_count(target))
     try:
-        ask(runtime, worker, ("load", runtime, str(folder.path.resolve()), threads or thread_count(target)), LOAD_S)
-        return ask(runtime, worker, ("profile", repeats, alone), LOAD_S)
+        load(runtime, worker, runtime, folder, threads or thread_count(target))
+        return ask(runtime, worker, ("profile", repeats, alone), _LOAD_S)
     finally:
         worker.kill()

@@ -9,12 +9,14 @@ from __future__ import annotations
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
 
-from tvmlab.compat import hide_torch
+from tvmlab.compat import brief, hide_torch
 from tvmlab.core import TvmlabError
 from tvmlab.measure.process import end_with_parent_thread, serve
 from tvmlab.models import Model, load_model
@@ -43,15 +45,19 @@ class Subject:
         except TvmlabError as error:
             return type(error).__name__, {"problem": error.problem, "remedy": error.remedy}
         except Exception as error:  # noqa: BLE001  reported by the parent, which names the runtime
-            text = str(error).strip().splitlines()
-            return "error", f"{type(error).__name__}: {text[-1][:300] if text else ''}"
+            traceback.print_exc()  # into log.txt
+            return "error", f"{type(error).__name__}: {brief(str(error))}"
 
-    def do_load(self, name: str, folder: str, threads: int) -> list[np.ndarray]:
-        """Prepare a runtime by name; returns the outputs for the run's seeded inputs."""
+    def do_load(self, name: str, folder: str, threads: int, cuda_graph: bool = True) -> list[np.ndarray]:
+        """Prepare a runtime by name; returns the outputs for the run's seeded inputs.
+
+        One of GRAPHED is a CUDA graph on a GPU, unless it shall not be.
+        """
         run = RunFolder.open(folder)
         asked = run.experiment
         model = load_model(asked.model, batch=asked.batch, seed=asked.seed, dims=asked.dims)
-        self._runtime = _RUNTIMES[name](model, run, threads)
+        how = {} if cuda_graph else {"cuda_graph": False}
+        self._runtime = _RUNTIMES[name](model, run, threads, **how)
         return self._runtime()
 
     def do_time(self, count: int, warm_s: float = 0.0) -> list[float]:
@@ -75,7 +81,9 @@ class Subject:
 class _Tvm:
     """The model compiled by TVM: packed as the run says, with its best schedules; untuned: in NCHW, with none."""
 
-    def __init__(self, model: Model, run: RunFolder, threads: int, *, tuned: bool = True) -> None:
+    def __init__(
+        self, model: Model, run: RunFolder, threads: int, *, tuned: bool = True, cuda_graph: bool = True
+    ) -> None:
         import tvm
         from tvm import relax
 
@@ -96,7 +104,7 @@ class _Tvm:
             return relax.VirtualMachine(compile_model(self._lowered, target, database, **how), self._device)
 
         self._make = machine
-        self._machine = machine()
+        self._machine = machine(cuda_graph=cuda_graph)
         self._main = self._machine["main"]
         self._inputs = [tvm.runtime.tensor(x, self._device) for x in model.inputs_for(run.experiment.seed).values()]
         self._threads = threads
@@ -206,16 +214,17 @@ def _openvino(model: Model, run: RunFolder, threads: int) -> Runtime:
 
 
 # How each subject of a comparison is made. A new baseline is one function and one row.
-_RUNTIMES: dict[str, Callable[[Model, RunFolder, int], Runtime]] = {
+_RUNTIMES: dict[str, Callable[..., Runtime]] = {
     "tvmlab": _Tvm,
-    "untuned": lambda model, run, threads: _Tvm(model, run, threads, tuned=False),
+    "untuned": partial(_Tvm, tuned=False),
     "onnxruntime": _OnnxRuntime,
     "torch": _Torch,
-    "torch-tf32": lambda model, run, threads: _Torch(model, run, threads, tf32=True),
-    "torch-compile": lambda model, run, threads: _Torch(model, run, threads, compiled=True),
-    "torch-compile-tf32": lambda model, run, threads: _Torch(model, run, threads, compiled=True, tf32=True),
+    "torch-tf32": partial(_Torch, tf32=True),
+    "torch-compile": partial(_Torch, compiled=True),
+    "torch-compile-tf32": partial(_Torch, compiled=True, tf32=True),
     "openvino": _openvino,
 }
+GRAPHED = ("tvmlab", "untuned")  # what compile_model makes
 BASELINES = tuple(name for name in _RUNTIMES if name != "tvmlab")
 # Those that need a package, which is also the name of an extra of tvmlab.
 OPTIONAL = {name: name.partition("-")[0] for name in BASELINES if name.startswith("torch") or name == "openvino"}
