@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from fake_measurer import DEFAULT_S, latency_of
@@ -31,7 +32,10 @@ def answer(message):
         return Measurement(TrialStatus.OK, (DEFAULT_S,) * 3)
     if key not in _tasks:
         return Measurement(TrialStatus.RUN_ERROR, message="the task was never given")
-    return measured(Path(arguments[1]).read_text())
+    found = measured(Path(arguments[1]).read_text())
+    if name == "measure" and found.status is TrialStatus.OK and len(arguments) > 3 and arguments[3]:
+        return replace(found, rival_latencies_s=measured(Path(arguments[3]).read_text()).latencies_s)
+    return found
 
 
 def measured(text):

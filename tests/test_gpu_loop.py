@@ -11,10 +11,11 @@ import pynvml
 import pytest
 from fake_measurer import latency_of
 from fake_nvml import H200, FakeNvml
+from test_transfer import write_model
 
 from tvmlab import search_process
 from tvmlab.core import Candidate, Roofline, TrialStatus
-from tvmlab.experiment import Ansor, Experiment, Measure
+from tvmlab.experiment import Ansor, Droplet, Experiment, Measure, TransferTuning
 from tvmlab.frames import trials as frame_of
 from tvmlab.measure import local
 from tvmlab.measure.builder import Build
@@ -192,3 +193,30 @@ def test_a_run_on_a_gpu_from_start_to_end(no_card, h200, tiny_onnx, tmp_path, mo
     assert folder.environment["target"]["attrs"]["arch"] == "sm_90a"
     slow = folder.read_json("refine.json", missing={"set_aside": []})["set_aside"]
     assert len(slow) == (found["latency_us"] > 1000).sum()  # slower than the default schedule
+
+
+def test_descents_and_transfers_go_by_the_traces_of_a_gpu(no_card, h200, tmp_path, monkeypatch):
+    """Real CUDA schedules: neighbours of the best, another model's schedules adapted, and neighbours of these."""
+    monkeypatch.setattr(search_process, "named_target", lambda name: h200)
+    search = Ansor(max_trials=8, population=16, generations=1, batch_size=4)
+
+    def run(model, *steps):
+        asked = Experiment(model=model, target="cuda:0", steps=steps, measure=Measure(build_workers=2)).afresh()
+        folder = RunFolder.create(asked, tmp_path / "runs")
+        with folder.acquire():
+            search_process.search(folder, threading.Event())
+        return folder, [trial for trial in folder.trials() if trial.trial]
+
+    source, trials = run(write_model(tmp_path / "source", 12, 16), search, Droplet(max_trials=8))
+    descent = [trial for trial in trials if trial.step == 1]
+    assert 4 <= len(descent) <= 8 and all(trial.ok and trial.rival for trial in descent)
+    folder, trials = run(write_model(tmp_path / "target", 10, 24), TransferTuning(source.id), Droplet(max_trials=8))
+    moved = [trial for trial in trials if trial.step == 0]
+    assert {trial.strategy for trial in moved} == {"transfer"} and all(trial.ok for trial in moved)
+    assert f"transferred from {source.id}" in folder.state.message
+    fastest = {key: min((t for t in moved if t.task_key == key), key=lambda t: t.latency_s).key
+               for key in {trial.task_key for trial in moved}}  # fmt: skip
+    for key, program in fastest.items():
+        beside = [trial.rival for trial in trials if trial.step == 1 and trial.task_key == key]
+        assert beside[:1] in ([], [program])
+    assert any(trial.step == 1 and trial.ok for trial in trials)
