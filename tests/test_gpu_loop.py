@@ -14,6 +14,7 @@ from fake_nvml import H200, FakeNvml
 from test_transfer import write_model
 
 from tvmlab import search_process
+from tvmlab.compat import read_database, structural_key
 from tvmlab.core import Candidate, Roofline, TrialStatus
 from tvmlab.experiment import Ansor, Droplet, Experiment, Measure, TransferTuning
 from tvmlab.frames import trials as frame_of
@@ -208,6 +209,8 @@ def test_descents_and_transfers_go_by_the_traces_of_a_gpu(no_card, h200, tmp_pat
         return folder, [trial for trial in folder.trials() if trial.trial]
 
     source, trials = run(write_model(tmp_path / "source", 12, 16), search, Droplet(max_trials=8))
+    in_database = {structural_key(r.workload.mod) for r in read_database(source.path, "cuda").get_all_tuning_records()}
+    assert in_database == {info.key for info in source.tasks}  # what was searched is the task, not its default schedule
     descent = [trial for trial in trials if trial.step == 1]
     assert 4 <= len(descent) <= 8 and all(trial.ok and trial.rival for trial in descent)
     folder, trials = run(write_model(tmp_path / "target", 10, 24), TransferTuning(source.id), Droplet(max_trials=8))

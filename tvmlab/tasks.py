@@ -186,13 +186,13 @@ def compile_model(lowered: Any, target: Target, database: Any = None, *, cuda_gr
 
 
 def default_gpu_schedule(module: Any) -> Any:
-    """Schedule what is not scheduled yet with TVM's dlight rules: a GPU cannot run an unscheduled kernel."""
+    """The module with what is not scheduled yet scheduled by TVM's dlight rules: a GPU runs no unscheduled kernel."""
     from tvm.s_tir import dlight
 
     gpu = dlight.gpu
     return dlight.ApplyDefaultSchedule(
         gpu.Matmul(), gpu.GEMV(), gpu.Reduction(), gpu.GeneralReduction(), gpu.Transpose(), gpu.Fallback()
-    )(module)
+    )(module.clone())  # the pass replaces functions in the very module that it is given
 
 
 def _task(found: Any, classes: dict[str, str]) -> Task:
