@@ -23,9 +23,10 @@ from tvmlab.measure.builder import Build
 from tvmlab.measure.local import LocalMeasurer
 from tvmlab.measure.process import WorkerProcess
 from tvmlab.measure.watch import NoWatch, Watch
+from tvmlab.models import load_model
 from tvmlab.records import RunFolder
 from tvmlab.targets import target
-from tvmlab.tasks import extract
+from tvmlab.tasks import extract, lower
 
 HERE = str(Path(__file__).parent)
 POWER_CAP = 0x04
@@ -223,3 +224,18 @@ def test_descents_and_transfers_go_by_the_traces_of_a_gpu(no_card, h200, tmp_pat
         beside = [trial.rival for trial in trials if trial.step == 1 and trial.task_key == key]
         assert beside[:1] in ([], [program])
     assert any(trial.step == 1 and trial.ok for trial in trials)
+    assert set(_scheduled_by(folder, h200)) == {info.name for info in folder.tasks if info.key in fastest}
+
+
+def _scheduled_by(folder, target):
+    """The kernels that a compiled model takes from the records of a run."""
+    from tvm.relax import transform
+
+    lowered, _ = lower(load_model(folder.experiment.model), target)
+    with target.to_tvm(), read_database(folder.path, target.kind):
+        applied = transform.MetaScheduleApplyDatabase()(lowered)
+    return [
+        name.name_hint
+        for name, function in applied.functions.items()
+        if function.attrs and "tirx.is_scheduled" in function.attrs
+    ]
