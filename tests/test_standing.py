@@ -76,8 +76,12 @@ def test_a_run_does_not_end_with_a_reading_that_was_luck(make_folder, run, tiny_
     for lucky, *_ in refuted:
         trials_of_task = [trial for trial in trials if trial.task_key == lucky.task_key]
         start_s = next(trial.latency_s for trial in trials_of_task if trial.key == lucky.rival)
-        assert lucky.latency_s < start_s == min(trial.latency_s for trial in standing(trials_of_task))
-        assert not any(second == pytest.approx(lucky.latency_s) for second in in_database)
+        assert min(lucky.latencies_s) == pytest.approx(0.7 * start_s) and not lucky.shown
+        assert start_s == min(trial.latency_s for trial in trials_of_task if trial.ok) < lucky.latency_s
+        assert lucky.latency_s == pytest.approx(start_s, rel=1e-5)  # also before it was timed again
+        assert not any(second == pytest.approx(0.7 * start_s) for second in in_database)
+        frame = frames.trials(folder).query("trial == @lucky.trial")
+        assert frame["latency_us"].tolist() == pytest.approx([lucky.latency_s * 1e6])
     best = {}
     for trial in standing(trials):
         best[trial.task_key] = min(trial.latency_s, best.get(trial.task_key, trial.latency_s))

@@ -202,7 +202,8 @@ def _samples(row: dict[str, Any]) -> list[float]:
     """The repeats of a trial that was timed in turns with a rival, as `Trial.samples_s` has them."""
     if not row["reference_s"]:
         return row["latencies_s"]
-    return on_one_clock(row["latencies_s"], row["rival_latencies_s"], row["reference_s"])
+    shown = row.get("shown", True)  # runs of before it was noted have it not
+    return on_one_clock(row["latencies_s"], row["rival_latencies_s"], row["reference_s"], shown)
 
 
 def _latencies(block: dict[str, list[Any]], ok: np.ndarray) -> dict[str, np.ndarray]:

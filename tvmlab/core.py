@@ -160,7 +160,8 @@ class Trial:
     `latencies_s` holds every repeat in seconds and is empty unless `status` is ok. `elapsed_s` is the tuning
     time of the run when the trial ended; `time_s` the wall clock (Unix time, seconds). Where the candidate was timed
     in turns with another, `rival` is the other's key and `rival_latencies_s[i]` its latency beside `latencies_s[i]`;
-    `reference_s` is the rival's latency as the run had it before (0: not known), to put the pairs on one clock.
+    `reference_s` is the rival's latency as the run had it before (0: not known), to put the pairs on one clock. `shown`
+    is False if the pairs do not show that it is faster than its rival: then it does not count as faster.
     """
 
     task_key: str
@@ -180,6 +181,7 @@ class Trial:
     rival: str = ""
     rival_latencies_s: Sequence[float] = ()
     reference_s: float = 0.0
+    shown: bool = True
 
     @property
     def ok(self) -> bool:
@@ -193,10 +195,10 @@ class Trial:
 
     @property
     def samples_s(self) -> Sequence[float]:
-        """The repeats in seconds; beside a rival, without what the machine drifted since that was first measured."""
+        """The repeats in seconds; beside a rival as `on_one_clock` has them."""
         if not self.reference_s:
             return self.latencies_s
-        return on_one_clock(self.latencies_s, self.rival_latencies_s, self.reference_s)
+        return on_one_clock(self.latencies_s, self.rival_latencies_s, self.reference_s, self.shown)
 
 
 def standing(trials: Sequence[Trial]) -> list[Trial]:
@@ -208,18 +210,25 @@ def standing(trials: Sequence[Trial]) -> list[Trial]:
     return [trial for trial in trials if not trial.ok or last[trial.task_key, trial.step, trial.key] is trial]
 
 
-def on_one_clock(latencies_s: Sequence[float], rival_latencies_s: Sequence[float], reference_s: float) -> list[float]:
+def on_one_clock(
+    latencies_s: Sequence[float], rival_latencies_s: Sequence[float], reference_s: float, shown: bool = True
+) -> list[float]:
     """What a candidate's repeats would have been when its rival took `reference_s`: each pair's ratio times that.
 
     A machine that is 10 % slower than it was slows both of a pair: only the ratio is kept, so that the latencies of a
-    descent can be compared with each other and with what the search before it measured.
+    descent can be compared with each other and with what the search before it measured. Of a hundred candidates one
+    looks fastest by luck: what was not `shown` to be faster than its rival has its repeats raised until their median
+    is the rival's latency and a millionth, so that it ranks behind that.
 
-    >>> on_one_clock([1.1, 2.2], [2.2, 4.4], 2.0)
-    [1.0, 1.0]
+    >>> on_one_clock([1.1, 2.2], [2.2, 4.4], 2.0), on_one_clock([1.1, 2.2], [2.2, 4.4], 2.0, shown=False)
+    ([1.0, 1.0], [2.000002, 2.000002])
     """
-    return [reference_s * ours / theirs for ours, theirs in zip(latencies_s, rival_latencies_s, strict=True)]
+    found = [reference_s * ours / theirs for ours, theirs in zip(latencies_s, rival_latencies_s, strict=True)]
+    raised = 1.0 if shown else max(1.0, _BEHIND * reference_s / median(found))
+    return [raised * latency_s for latency_s in found]
 
 
+_BEHIND = 1 + 1e-6  # ranks what is not shown to be faster behind its rival
 IMPROVED = 0.999  # of the best latency: a fall by less is noise, and not what a search goes on for
 
 ALGORITHMS = ("direct", "winograd2", "winograd4")

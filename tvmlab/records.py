@@ -40,7 +40,7 @@ __all__ = ["FORMAT", "MINIMA_FILE", "RunFolder", "State", "TrialWriter", "cut_to
 
 FORMAT = 1
 MINIMA_FILE = "minima.json"
-_BESIDE = ("rival", "rival_latencies_s", "reference_s")  # of a trial: most have none
+_BESIDE = ("rival", "rival_latencies_s", "reference_s", "shown")  # of a trial: most have none
 _LOCK_WAIT_S = 5.0  # a reader that looks at the status holds the lock for an instant
 _STALE_START_S = 120.0  # a search process that has not taken the lock by then never will
 

@@ -17,10 +17,13 @@ from tvmlab.past_records import EXHAUSTED_FILE
 from tvmlab.records import MINIMA_FILE, RunFolder, State, TrialWriter, cut_torn_line
 from tvmlab.reuse import Reuse
 from tvmlab.spaces.template import sizes
+from tvmlab.stats import is_faster
 from tvmlab.targets import Target
 from tvmlab.tasks import Task
 
 __all__ = ["Session", "commit", "estimate_s", "open_database"]
+
+_P_VALUE = 0.05  # where the step has none
 
 
 class Session:
@@ -199,6 +202,7 @@ class Session:
             rival=candidate.rival.key if candidate.rival and measured.rival_latencies_s else "",
             rival_latencies_s=measured.rival_latencies_s,
             reference_s=self._reference_s(candidate) if measured.rival_latencies_s else 0.0,
+            shown=self._is_shown(measured, step),
         )
         # On a GPU the default schedule is made by rules, not by a trace, so there is none to offer.
         if trial.ok and not (is_default and self.target.kind == "cuda"):
@@ -208,6 +212,12 @@ class Session:
         self._remember(trial)
         self.trials = max(self.trials, trial.trial)
         return trial
+
+    def _is_shown(self, measured: Measurement, step: int) -> bool:
+        """Whether a measurement shows that a candidate is faster than its rival; True if it was timed alone."""
+        p_value = getattr(self.experiment.stages[step], "p_value", _P_VALUE) if step >= 0 else _P_VALUE
+        pairs = measured.latencies_s, measured.rival_latencies_s
+        return not measured.rival_latencies_s or is_faster(*pairs, p_value)
 
     def _reference_s(self, candidate: Candidate) -> float:
         """The latency of a candidate's rival on the run's clock, in seconds; 0 if it was never measured."""

@@ -310,7 +310,8 @@ class Droplet:
             self._scores.setdefault(trial.rival, trial.reference_s or median(trial.rival_latencies_s))
         elif self._incumbent is not None and self._incumbent.key in self._scores:
             ratio = latency / self._scores[self._incumbent.key]
-        self._scores[trial.key] = latency
+        # As it looks: whether it is faster is asked of the pairs. What is learned of it is what was shown.
+        self._scores[trial.key] = ratio * trial.reference_s if ratio and trial.reference_s else latency
         self._offspring.tell(trial)
         self._outlook.learn(trial, latency)
         if ratio is not None and len(ways) == 1:
