@@ -416,8 +416,9 @@ def test_afresh_reuses_nothing():
 
 
 def test_knobs_are_named_where_their_order_says_nothing():
-    with pytest.raises(InputError, match=r"Ansor takes knobs by name, not 500.*max_trials"):
-        Ansor(500)
+    with pytest.raises(InputError, match=r"AutoTVM takes knobs by name, not 500.*max_trials"):
+        AutoTVM(500)
+    assert Ansor(500) == Ansor(max_trials=500)
     with pytest.raises(InputError, match="Repeat has no knob 'time'"):
         Repeat(time=3)
 

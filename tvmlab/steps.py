@@ -33,13 +33,15 @@ class Ansor(Options):
 
     TVM removed its `auto_scheduler` module in 0.20; this step runs that design on what is left of it in TVM,
     `tvm.s_tir.meta_schedule`. The total budget is `trials_per_kernel` times the number of tunable tasks, spread
-    over the tasks where the model estimate is expected to fall most. `AutoschedulerOptions` is this class by its other
-    name.
+    over the tasks where the model estimate is expected to fall most; `Ansor(500)` has `max_trials` of 500.
+    `AutoschedulerOptions` is this class by its other name.
 
     >>> step = Ansor(early_stopping_threshold="40 %")
     >>> step.patience(10), step.model_copy(update={"max_trials": 1000}).patience(10)
     (400, 40)
     """
+
+    POSITIONAL: ClassVar = ("max_trials",)
 
     kind: Literal["ansor"] = "ansor"
     trials_per_kernel: int = knob(
@@ -362,8 +364,8 @@ STEPS: tuple[type[Options], ...] = get_args(get_args(Simple)[0])
 class Repeat(Options):
     """The same steps several times over, each time from the records of all before: the report's bursts.
 
-    >>> Repeat(10, [Ansor(max_trials=500), Droplet()]).times
-    10
+    >>> Repeat(10, [Ansor(500), Droplet()]).steps[0].code()
+    'Ansor(max_trials=500)'
     """
 
     POSITIONAL: ClassVar = ("times", "steps")
