@@ -8,7 +8,7 @@ import orjson
 import pandas as pd
 import pytest
 
-from tvmlab import frames
+from tvmlab import Ansor, Study, StudyFolder, frames
 from tvmlab.core import InputError, RecordError, RunError
 from tvmlab.recordings import pack, recorded
 
@@ -96,6 +96,18 @@ def test_a_folder_of_runs_is_packed_with_what_lies_in_it(make_run, tmp_path):
 def test_what_is_no_study_is_not_opened_as_one(archive, tmp_path):
     with pytest.raises(RecordError, match="is not a study"):
         _ = recorded(archive, cache=tmp_path / "cache").study
+
+
+def test_what_a_session_on_a_gpu_brought_back_is_found(run, tmp_path, monkeypatch):
+    """As gpu_session.py packs it: runs side by side with the folder of a study."""
+    study = run.path.parent / "report"
+    StudyFolder.create(study, Study(models=["alexnet"], arms={"ansor": [Ansor(8)]}), {"label": "an H200", "attrs": {}})
+    pack(run.path.parent, tmp_path / "data" / "gpu-h200" / "runs.tar.xz")
+    monkeypatch.setattr(recordings, "data_dir", lambda part: tmp_path / "data" / part)
+    monkeypatch.setattr(recordings.platformdirs, "user_cache_dir", lambda name: tmp_path / "cache")
+    (found,) = recordings.gpu_recordings()
+    assert [folder.id for folder in found] == [run.id]
+    assert [each.definition.models for each in found.studies] == [("alexnet",)]
 
 
 def test_unpacking_twice_is_done_once(archive, tmp_path, monkeypatch):

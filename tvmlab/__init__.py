@@ -48,6 +48,7 @@ _PUBLIC = {
     "load_model": "models",
     "models": "models",
     "descend": "simulation",
+    "gpu_recordings": "recordings",
     "pack": "recordings",
     "past": "store",
     "preset": "presets",

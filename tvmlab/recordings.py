@@ -30,7 +30,7 @@ from tvmlab.frames import folders
 from tvmlab.records import RunFolder
 from tvmlab.study_folder import StudyFolder
 
-__all__ = ["FORMAT", "Recording", "pack", "recorded", "recordings"]
+__all__ = ["FORMAT", "Recording", "gpu_recordings", "pack", "recorded", "recordings"]
 
 FORMAT = 1
 _ABOUT = "recording.json"
@@ -77,6 +77,11 @@ class Recording(Sequence[RunFolder]):
     def study(self) -> StudyFolder:
         """The recorded study. Raises RecordError if what was recorded is none."""
         return StudyFolder.open(self.folder_path)
+
+    @property
+    def studies(self) -> list[StudyFolder]:
+        """The studies that are among what was recorded, by the names of their folders."""
+        return [StudyFolder.open(path.parent) for path in sorted(self.folder_path.rglob("study.json"))]
 
     def __repr__(self) -> str:
         return f"<Recording {self.name}: {len(self)} runs, {self.label}>"
@@ -192,6 +197,15 @@ def recordings() -> pd.DataFrame:
         rows.append({"name": about["name"], **shown, **size, **numbers})
     columns = ["name", "models", "targets", "runs", "kB", "recorded", "trials", "tuning_s", "note"]
     return pd.DataFrame(rows, columns=columns).set_index("name")
+
+
+def gpu_recordings() -> list[Recording]:
+    """What sessions on a GPU brought back, data/gpu-<card>/runs.tar.xz (docs/gpu.md); empty as long as there was none.
+
+    >>> [recording.label for recording in gpu_recordings()]
+    []
+    """
+    return [recorded(path) for path in sorted(data_dir("recorded_runs").parent.glob(f"gpu-*/runs{_ENDING}"))]
 
 
 def _archive(name: str | Path) -> Path:
