@@ -1,6 +1,6 @@
 """A short search and a descent against a long search, per kernel: latency, and wall time.
 
-    python benchmarks/storm.py [--kernel NAME ...] [--seeds 5] [--storm 300] [--drops 100] [--starts 8] [--long 1000]
+    python benchmarks/storm.py [--kernel NAME ...] [--seeds 5] [--storm 300] [--drops 130] [--starts 8] [--long 1000]
                                [--rows FILE] [--quick]
 
 "Explore as a Storm, Exploit as a Raindrop" (Canesche et al., 2024) has it that 300 trials of Ansor and a droplet search
@@ -82,7 +82,7 @@ def main() -> None:
     parser.add_argument("--kernel", action="append", choices=KERNELS, help="repeat for several (default: all six)")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--storm", type=int, default=300, help="trials of the short search")
-    parser.add_argument("--drops", type=int, default=100, help="most trials of the descent after it")
+    parser.add_argument("--drops", type=int, default=130, help="most trials of the descent after it")
     parser.add_argument("--starts", type=int, default=8, help="schedules that it goes down from, one after the other")
     parser.add_argument("--long", type=int, default=1000, help="trials of the long search")
     parser.add_argument("--folder", type=Path, help="where the runs are kept (default: a temporary folder)")
