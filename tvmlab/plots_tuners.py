@@ -50,7 +50,7 @@ def tuner_curves(
     tidy(ax, "y")
     seeds = frame["seed"].nunique()
     ax.legend(title=f"median of {seeds} seeds, band: middle half" if seeds > 1 else None, title_fontsize=8,
-              frameon=False, fontsize=8, loc="upper right")  # fmt: skip
+              frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))  # fmt: skip
     return ax
 
 
