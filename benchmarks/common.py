@@ -105,10 +105,11 @@ def kept(path: Path | None, what: dict[str, Any], measure: Callable[[], dict[str
     return row
 
 
-def wall_s(folder: RunFolder) -> float:
-    """Seconds from the start of a finished run's search process to its last word."""
-    state = folder.state
-    return state.heartbeat_s - state.started_s
+def finished(runs_dir: Path, name: str, start: Callable[[], Run]) -> RunFolder:
+    """The finished run of this name in a folder: gone on with if it was interrupted, started if there is none."""
+    run = Run(RunFolder(runs_dir / name)) if (runs_dir / name).exists() else start()
+    run = tvmlab.resume(run) if run.status in ("stopped", "failed") else run
+    return run.wait().folder
 
 
 def median_of(values: list[float]) -> tuple[float, float, float]:

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from common import kept, report, wall_s
+from common import kept, report
 
 import tvmlab
 from tvmlab.compare import compare
@@ -40,7 +40,9 @@ def run_of(name: str, model: str, seed: int, scale: float, folder: Path) -> Run:
     asked: Experiment = found.model_copy(update={"steps": steps})
     print(f"  {name}: {asked.code()}", flush=True)
     run = tvmlab.tune(asked.afresh(), folder).wait()
-    print(f"  {run.id}: {run.progress.trials} trials, {wall_s(run.folder):.0f} s; {run.progress.message}", flush=True)
+    print(
+        f"  {run.id}: {run.progress.trials} trials, {run.folder.state.wall_s:.0f} s; {run.progress.message}", flush=True
+    )
     return run
 
 
@@ -51,8 +53,8 @@ def row_of(model: str, seed: int, asked: argparse.Namespace) -> dict[str, Any]:
     return {
         **{name: round(ratio[name], 4) for name in ("ratio", "low", "high")},
         "slower": bool(ratio["low"] > 1),
-        "default_s": round(wall_s(default.folder)),
-        "max_s": round(wall_s(most.folder)),
+        "default_s": round(default.folder.state.wall_s),
+        "max_s": round(most.folder.state.wall_s),
         "trials": [default.progress.trials, most.progress.trials],
     }
 

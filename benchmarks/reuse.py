@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from common import kept, median_of, report, wall_s
+from common import kept, median_of, report
 
 import tvmlab
 from tvmlab.compare import compare
@@ -44,7 +44,9 @@ def experiment(model: str, seed: int, what: str, trials: int | None) -> Experime
 def run_of(asked: Experiment, folder: Path) -> Run:
     """A finished run."""
     run = tvmlab.tune(asked, folder).wait()
-    print(f"  {run.id}: {run.progress.trials} trials, {wall_s(run.folder):.1f} s; {run.progress.message}", flush=True)
+    print(
+        f"  {run.id}: {run.progress.trials} trials, {run.folder.state.wall_s:.1f} s; {run.progress.message}", flush=True
+    )
     return run
 
 
@@ -54,9 +56,9 @@ def row_of(model: str, seed: int, asked: argparse.Namespace) -> dict[str, Any]:
     first, second = (run_of(experiment(model, seed, asked.what, asked.trials), folder) for _ in range(2))
     (ratio,) = compare(second, [first.id], repeats=asked.repeats).ratios
     return {
-        "time": round(wall_s(second.folder) / wall_s(first.folder), 4),
-        "first_s": round(wall_s(first.folder), 1),
-        "second_s": round(wall_s(second.folder), 1),
+        "time": round(second.folder.state.wall_s / first.folder.state.wall_s, 4),
+        "first_s": round(first.folder.state.wall_s, 1),
+        "second_s": round(second.folder.state.wall_s, 1),
         "trials": [first.progress.trials, second.progress.trials],
         **{name: round(ratio[name], 4) for name in ("ratio", "low", "high")},
     }

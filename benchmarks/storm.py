@@ -17,18 +17,16 @@ their geometric mean over the kernels, with the 95 % interval of the paired rand
 
 import argparse
 import tempfile
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from common import kept, report_medians
+from common import finished, kept, report_medians
 from kernels import KERNELS, Compared, best_of, compare, model_of, task_of
 
 import tvmlab
 from tvmlab.experiment import Ansor, Droplet, Experiment
-from tvmlab.records import RunFolder
-from tvmlab.run import Run, begin
+from tvmlab.run import begin
 from tvmlab.targets import target
 
 GOALS = {"storm.wall_time": 0.5, "storm": 1.0}
@@ -37,12 +35,6 @@ GOALS = {"storm.wall_time": 0.5, "storm": 1.0}
 def search(trials: int) -> Ansor:
     """So many trials, without an early end."""
     return Ansor(max_trials=trials, trials_per_kernel=trials, early_stopping_threshold=100_000)
-
-
-def done(folder: Path, name: str, start: Callable[..., Run]) -> Run:
-    """The finished run of this name in the folder, started if there is none."""
-    found = Run(RunFolder.open(name, folder)) if (folder / name).exists() else start(name=name)
-    return found.wait()
 
 
 def timed(found: Compared) -> dict[str, float]:
@@ -62,9 +54,10 @@ def row_of(name: str, seed: int, storm: int, descent: Droplet, long: int, folder
     model = model_of(name, folder)
     task = task_of(model, cpu)
     begun = Experiment(model=model, target="cpu", seed=seed, steps=[search(storm)])
-    first = done(folder, f"{name}-s{seed}-{storm}", partial(begin, begun, folder))
+    named, longer = f"{name}-s{seed}-{storm}", f"{name}-s{seed}-{storm}-{long}"
+    first = finished(folder, named, partial(begin, begun, folder, named))
     short = tvmlab.fork(first, [descent]).wait().folder
-    whole = done(folder, f"{name}-s{seed}-{storm}-{long}", partial(tvmlab.fork, first, [search(long - storm)])).folder
+    whole = finished(folder, longer, partial(tvmlab.fork, first, [search(long - storm)], name=longer))
     ours, theirs = (best_of(run, task, cpu) for run in (short, whole))
     # Both may end with the same kernel: then there is nothing to time.
     same = ours.key == theirs.key

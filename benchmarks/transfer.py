@@ -21,13 +21,13 @@ from statistics import median
 from typing import Any
 
 import numpy as np
-from common import kept, median_of, wall_s
+from common import finished, kept, median_of
 
 import tvmlab
 from tvmlab.compare import compare
 from tvmlab.experiment import Ansor, Experiment, TransferTuning
 from tvmlab.records import RunFolder
-from tvmlab.run import Run, begin
+from tvmlab.run import begin
 
 SHARE, TIME = 0.8, 0.1  # the goals
 _WRAP_UP = 0.07  # of its time a transfer keeps back: the trials under way end after the limit
@@ -35,12 +35,10 @@ _WRAP_UP = 0.07  # of its time a transfer keeps back: the trials under way end a
 
 def search(experiment: Experiment, runs_dir: Path, name: str) -> RunFolder:
     """The finished run of this name, made if there is none."""
-    run = Run(RunFolder(runs_dir / name)) if (runs_dir / name).exists() else begin(experiment, runs_dir, name)
-    run = tvmlab.resume(run) if run.status in ("stopped", "failed") else run
-    run.wait()
-    state = run.folder.state
-    print(f"  {name}: {state.trials} trials, {wall_s(run.folder):.0f} s; {state.message}", flush=True)
-    return run.folder
+    folder = finished(runs_dir, name, partial(begin, experiment, runs_dir, name))
+    state = folder.state
+    print(f"  {name}: {state.trials} trials, {state.wall_s:.0f} s; {state.message}", flush=True)
+    return folder
 
 
 def full(model: str, seed: int, asked: argparse.Namespace) -> Experiment:
@@ -57,7 +55,7 @@ def pair(source: str, target: str, seed: int, asked: argparse.Namespace) -> dict
         name: search(full(name, seed, asked), asked.runs_dir, f"{name}-{kind}-s{seed}") for name in (source, target)
     }
     step = TransferTuning(runs[source].id, trials_per_kernel=asked.transferred)
-    whole, tuning_s = wall_s(runs[target]), runs[target].state.elapsed_s
+    whole, tuning_s = runs[target].state.wall_s, runs[target].state.elapsed_s
     experiment = Experiment(
         model=target,
         target="cpu",
@@ -75,7 +73,7 @@ def pair(source: str, target: str, seed: int, asked: argparse.Namespace) -> dict
         **{column: round(median(timed.subjects[name]["samples_ms"]), 3) for column, name in names.items()},
         "over_full": round(over_full, 4),
         "share": (1 / over_untuned - 1) / (over_full / over_untuned - 1),
-        "time": wall_s(moved) / whole,
+        "time": moved.state.wall_s / whole,
         "full_s": whole,
     }
 

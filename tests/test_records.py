@@ -237,6 +237,16 @@ def test_a_run_whose_launcher_died_is_not_waited_for(folder, holder):
     assert "tvmlab resume continues" in folder.state.message
 
 
+def test_the_wall_time_of_a_run_of_before_it_was_noted_follows_from_its_times(folder):
+    folder.write_state(State(status="stopped", started_s=100.0, heartbeat_s=130.0, wall_s=45.0))
+    assert folder.state.wall_s == 45.0
+    older = {name: value for name, value in folder.read_json("state.json").items() if name != "wall_s"}
+    folder.write_json("state.json", older)
+    assert folder.state.wall_s == 30.0
+    folder.write_json("fork.json", {"run": "x", "trials": 4, "elapsed_s": 20.0})
+    assert folder.state.wall_s == 50.0
+
+
 def test_a_run_without_state_is_failed(folder):
     (folder.path / "state.json").unlink()
     assert folder.status == "failed"

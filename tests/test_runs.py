@@ -133,8 +133,8 @@ def test_stop_and_resume(tiny_experiment, started, tmp_path):
         tvmlab.resume(run)
     run.stop()
     assert run.status == "stopped"
-    earlier = trials_of(run)
-    assert 2 <= len(earlier) < 8
+    earlier, stopped = trials_of(run), run.folder.state
+    assert 2 <= len(earlier) < 8 and stopped.wall_s > stopped.elapsed_s  # the process and the import began before
     assert_gone([search, *workers])
     # What a crash leaves behind at worst: half a line in each file that is appended to.
     for name in ("trials.jsonl", "database_tuning_record.json"):
@@ -144,6 +144,8 @@ def test_stop_and_resume(tiny_experiment, started, tmp_path):
     with pytest.raises(RunError, match="is running"):
         tvmlab.resume(run.folder.path)
     assert_complete(again.wait(), 8, earlier)
+    ended = again.folder.state
+    assert ended.wall_s - stopped.wall_s > ended.elapsed_s - stopped.elapsed_s > 0
 
 
 @pytest.mark.slow

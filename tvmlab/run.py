@@ -313,7 +313,9 @@ def resume(run: str | Path | RunFolder | Run, runs_dir: str | Path | None = None
         return Run(folder)
     check_experiment(folder.experiment)
     folder.acquire().release()  # nobody else may be about to write it
-    folder.write_json("state.json", {**folder.read_json("state.json", missing={}), **_starting()})
+    # With the wall time: of a run of before that was noted it follows from the start, which changes now.
+    values = folder.read_json("state.json", missing={}) | {"wall_s": state.wall_s}
+    folder.write_json("state.json", values | _starting())
     return _launch(folder)
 
 
