@@ -14,7 +14,7 @@ import pytest
 
 import tvmlab
 from tvmlab import Experiment
-from tvmlab.compare import _error, _load_all, _numerics, _take_turns, compare_runs
+from tvmlab.compare import _load_all, _numerics, _take_turns, compare_runs, worst_error
 from tvmlab.core import InputError, MissingTool, RecordError, RunError
 from tvmlab.measure.process import WorkerProcess
 from tvmlab.measure.subjects import ask, load, recorded_target, start_worker
@@ -209,9 +209,9 @@ def test_the_order_rotates_and_a_slow_one_takes_fewer_turns():
     ],
 )
 def test_numerics(found, ok):
-    result = _numerics(_error([np.array(found, "float32")], [np.array([1.0, 2.0], "float32")]))
+    result = _numerics(worst_error([np.array(found, "float32")], [np.array([1.0, 2.0], "float32")]))
     assert result["ok"] is ok or result["ok"] == ok
-    two = _numerics(_error([np.ones(2), np.array(found)], [np.ones(2), np.array([1.0, 2.0])]))
+    two = _numerics(worst_error([np.ones(2), np.array(found)], [np.ones(2), np.array([1.0, 2.0])]))
     assert bool(two["ok"]) == ok
 
 

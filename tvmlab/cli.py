@@ -205,6 +205,19 @@ def _compare(args: argparse.Namespace) -> int:
     return show(compare(run, baselines=args.baseline, repeats=args.repeats, threads=args.threads))
 
 
+def _export_flags(parser: argparse.ArgumentParser) -> None:
+    _run_flags(parser)
+    parser.add_argument("-o", "--output", default="model.so", metavar="FILE", help="the library (default: model.so)")
+
+
+def _export(args: argparse.Namespace) -> int:
+    from tvmlab.export import export
+    from tvmlab.run import attach
+
+    print(export(attach(args.run, args.runs_dir), args.output))
+    return 0
+
+
 def _profile_flags(parser: argparse.ArgumentParser) -> None:
     _run_flags(parser)
     parser.add_argument("--repeats", type=int, default=15, help="timed inferences (default: 15)")
@@ -348,6 +361,7 @@ _COMMANDS = {
     "runs": _Command("list the runs; filter, export, import or delete them", add_runs_flags, call_runs),
     "stop": _Command("stop a run after the trial under way", _run_flags, _stop),
     "compare": _Command("time the compiled model end to end beside baselines", _compare_flags, _compare),
+    "export": _Command("write the compiled model into a library that tvmlab.load and TVM run", _export_flags, _export),
     "profile": _Command("time every kernel in the running model: where the time goes", _profile_flags, _profile),
     "study": _Command("carry out a study: models x sources x arms x seeds", _study_flags, _study),
     "report": _Command("write the HTML report of a run or a study", _report_flags, _report),

@@ -26,7 +26,7 @@ from tvmlab.stats import ratio_in_turns
 
 __all__ = ["Comparison", "compare", "compare_runs"]
 
-_BOUND = 1e-4  # largest allowed error of the whole model, relative to its largest output
+ERROR_BOUND = 1e-4  # largest allowed error of the whole model, relative to its largest output
 # AlexNet's 244 MB of weights: 0.85 GB in TVM, 1.1 GB in onnxruntime.
 _RUNTIME_BYTES = 0.3e9
 _WEIGHT_COPIES = 3.5
@@ -166,7 +166,7 @@ def _time(folder: RunFolder, subjects: dict[str, tuple[str, RunFolder]], repeats
     finally:
         for worker in workers.values():
             worker.kill()
-    errors = {name: _error(found[name][0], found["onnxruntime"][0]) for name in subjects}
+    errors = {name: worst_error(found[name][0], found["onnxruntime"][0]) for name in subjects}
     return _Timing(threads, usual, repeats, samples, errors, [note for _, note in found.values() if note])
 
 
@@ -278,10 +278,10 @@ def _ratio(samples: dict[str, list[float]], baseline: str) -> dict[str, Any]:
 
 
 def _numerics(worst: float) -> dict[str, Any]:
-    return {"max_error_over_max_output": worst, "bound": _BOUND, "ok": worst <= _BOUND}
+    return {"max_error_over_max_output": worst, "bound": ERROR_BOUND, "ok": worst <= ERROR_BOUND}
 
 
-def _error(found: list[Any], expected: list[Any]) -> float:
+def worst_error(found: list[Any], expected: list[Any]) -> float:
     """The largest error of any output, relative to that output's largest magnitude."""
     worst = 0.0
     for ours, theirs in zip(found, expected, strict=True):

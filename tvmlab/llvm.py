@@ -13,7 +13,7 @@ from typing import Any
 
 from tvmlab.core import InputError
 
-__all__ = ["align_stacks", "aligned", "check_name", "features", "host_code", "host_name", "vector_bits"]
+__all__ = ["align_stacks", "aligned", "check_name", "features", "host_code", "host_name", "linux_flags", "vector_bits"]
 
 # What LLVM calls an instruction set, and what Linux calls it.
 _LLVM_FLAGS = {
@@ -74,6 +74,12 @@ def features(attrs: Mapping[str, Any]) -> set[str]:
     import tvm.target.codegen as codegen
 
     return {str(name) for name in codegen.llvm_get_cpu_features(tvm.target.Target(dict(attrs)))}
+
+
+def linux_flags(attrs: Mapping[str, Any]) -> list[str]:
+    """The vector instruction sets that code for a tvm target's attributes may use, as /proc/cpuinfo calls them."""
+    known = features(attrs)
+    return sorted(flag for name, flag in _LLVM_FLAGS.items() if name in known)
 
 
 def vector_bits(features: Iterable[str]) -> int:

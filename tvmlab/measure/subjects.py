@@ -11,9 +11,9 @@ from tvmlab.measure.whole_model import GRAPHED
 from tvmlab.records import RunFolder
 from tvmlab.targets import Target
 
-__all__ = ["TURN_S", "ask", "load", "profiled", "recorded_target", "start_worker", "thread_count"]
+__all__ = ["LOAD_S", "TURN_S", "ask", "load", "profiled", "recorded_target", "start_worker", "thread_count"]
 
-_LOAD_S = 1800.0  # compiling a large model with a slow schedule can take minutes
+LOAD_S = 1800.0  # compiling a large model with a slow schedule can take minutes
 TURN_S = 600.0
 
 
@@ -65,13 +65,13 @@ def load(name: str, worker: WorkerProcess, runtime: str, folder: RunFolder, thre
     """
     request = ("load", runtime, str(folder.path.resolve()), threads)
     try:
-        return ask(name, worker, request, _LOAD_S), ""
+        return ask(name, worker, request, LOAD_S), ""
     except RunError as error:
         if runtime not in GRAPHED or recorded_target(folder).kind != "cuda":
             raise
         failed = error
     worker.kill()
-    outputs = ask(name, worker, (*request, False), _LOAD_S)
+    outputs = ask(name, worker, (*request, False), LOAD_S)
     return outputs, f"{name} ran without a CUDA graph, with which {failed.problem}"
 
 
@@ -86,6 +86,6 @@ def profiled(folder: RunFolder, runtime: str, repeats: int, threads: int | None,
     worker = start_worker(folder, target, threads or thread_count(target))
     try:
         load(runtime, worker, runtime, folder, threads or thread_count(target))
-        return ask(runtime, worker, ("profile", repeats, alone), _LOAD_S)
+        return ask(runtime, worker, ("profile", repeats, alone), LOAD_S)
     finally:
         worker.kill()

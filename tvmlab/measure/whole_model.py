@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from tvmlab import deployed
 from tvmlab.compat import brief, hide_torch
 from tvmlab.core import TvmlabError
 from tvmlab.measure.process import end_with_parent_thread, serve
@@ -60,6 +61,16 @@ class Subject:
         self._runtime = _RUNTIMES[name](model, run, threads, **how)
         return self._runtime()
 
+    def do_export(self, path: str) -> dict[str, Any]:
+        """Write the loaded runtime's library; what its description says of inputs and outputs."""
+        return self._runtime.export(path)
+
+    def do_run_library(self, path: str, folder: str) -> list[np.ndarray]:
+        """The outputs of an exported library for a run's seeded inputs."""
+        asked = RunFolder.open(folder).experiment
+        model = load_model(asked.model, batch=asked.batch, seed=asked.seed, dims=asked.dims)
+        return list(deployed.load(path).run(model.inputs_for(asked.seed)).values())
+
     def do_time(self, count: int, warm_s: float = 0.0) -> list[float]:
         """Seconds of each of `count` inferences, after those of the first `warm_s` seconds (one at least)."""
         deadline = time.perf_counter() + warm_s
@@ -101,12 +112,14 @@ class _Tvm:
         self._is_gpu = kind == "cuda"
 
         def machine(**how: Any) -> Any:
-            return relax.VirtualMachine(compile_model(self._lowered, target, database, **how), self._device)
+            self._executable = compile_model(self._lowered, target, database, **how)
+            return relax.VirtualMachine(self._executable, self._device)
 
         self._make = machine
         self._machine = machine(cuda_graph=cuda_graph)
         self._main = self._machine["main"]
         self._inputs = [tvm.runtime.tensor(x, self._device) for x in model.inputs_for(run.experiment.seed).values()]
+        self._model = model
         self._threads = threads
 
     def __call__(self) -> list[np.ndarray]:
@@ -114,6 +127,13 @@ class _Tvm:
         self._device.sync()
         outputs = [result] if hasattr(result, "numpy") else list(result)
         return [np.asarray(output.numpy()) for output in outputs]
+
+    def export(self, path: str) -> dict[str, Any]:
+        """See tvmlab.export."""
+        self._executable.export_library(path)
+        shapes, dtypes = self._model.inputs, self._model.dtypes
+        inputs = {name: {"shape": list(shape), "dtype": str(dtypes[name])} for name, shape in shapes.items()}
+        return {"inputs": inputs, "outputs": list(self._model.outputs)}
 
     def profile(self, repeats: int, alone: bool) -> dict[str, Any]:
         """See tvmlab.measure.instrument."""
