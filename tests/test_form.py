@@ -96,7 +96,7 @@ def test_another_model_gets_the_preset_for_that_model(form, monkeypatch):
     form.preset.value = "fast"
     small = form.experiment.measure
 
-    def best(model, target, seed):
+    def best(model, target):
         return Experiment(model=model, steps=[Ansor(trials_per_kernel=9)], measure=Measure(repeats=2))
 
     monkeypatch.setattr(sys.modules["tvmlab.presets"], "best", best)

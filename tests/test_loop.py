@@ -1,17 +1,23 @@
 """The loop on a real model, with invented answers: budget, spread, stop, resume, determinism."""
 
+import shutil
 import threading
 from collections import Counter
 from dataclasses import replace
+from types import SimpleNamespace
 
+import onnx
 import pytest
 from fake_measurer import DEFAULT_S, FakeMeasurer, keys, stop_after
 
 from tvmlab.compat import load_meta_schedule
 from tvmlab.core import InputError, RecordError, TrialStatus
-from tvmlab.experiment import Ansor
+from tvmlab.experiment import Ansor, Experiment, Selective, TransferTuning
 from tvmlab.measure.replay import ReplayMeasurer
-from tvmlab.search_process import search
+from tvmlab.records import RunFolder
+from tvmlab.run_model import model_of
+from tvmlab.search_process import _outcome as outcome
+from tvmlab.search_process import check_experiment, search
 from tvmlab.session import estimate_s
 from tvmlab.strategies import warm_records
 
@@ -304,6 +310,31 @@ def test_search_says_why_it_stopped_short(make_folder):
     folder = make_folder(max_trials=4)
     search(folder, stop, lambda tasks, target, where: FakeMeasurer())
     assert folder.status == "stopped" and "resume" in folder.state.message
+
+
+@pytest.mark.parametrize("step", [Selective(2, trials_per_kernel=4), TransferTuning("source", refine=3)])
+def test_a_stop_with_the_trials_spent_and_more_to_do_is_a_stop(make_folder, step):
+    """Whole models are timed, or poorly served tasks looked for, when no trial is left."""
+    folder = make_folder(steps=[step])
+    session = SimpleNamespace(
+        experiment=folder.experiment, plan=None, steps_done=0, trials=8, total_trials=8, stop=threading.Event()
+    )
+    session.stop.set()
+    assert outcome(session) == ("stopped", "stopped on request; tvmlab resume continues to the total that was asked")
+
+
+def test_search_refuses_to_continue_with_another_model(tiny_onnx, tmp_path):
+    path = shutil.copy(tiny_onnx, tmp_path / "net.onnx")
+    folder = RunFolder.create(Experiment(model=str(path), target="cpu", steps=[Ansor(max_trials=2)]), tmp_path / "runs")
+    search(folder, threading.Event(), lambda tasks, target, where: FakeMeasurer())
+    assert model_of(folder).sha256 == folder.environment["model"]["sha256"]
+    changed = onnx.load(path)
+    changed.graph.name = "exported again"
+    onnx.save(changed, path)
+    with pytest.raises(InputError, match=r"net\.onnx is another model now than the one that run .* began with"):
+        search(folder, threading.Event(), lambda tasks, target, where: FakeMeasurer())
+    with pytest.raises(InputError, match="start a new run"):
+        check_experiment(folder.experiment, folder)
 
 
 def test_search_refuses_to_continue_another_machines_run(make_folder):

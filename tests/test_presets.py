@@ -5,6 +5,7 @@ import sys
 from dataclasses import replace
 
 import pytest
+from test_models import net, save
 
 import tvmlab
 from tvmlab.core import InputError
@@ -27,8 +28,8 @@ def test_each_preset_searches_what_the_one_before_it_searches_and_more():
 
 
 def test_on_a_gpu_templates_come_first_and_sketches_after_them(monkeypatch):
-    def best(model, target, seed):
-        return Experiment(model=model, steps=(AutoTVM(kernel_trials=64), Ansor(trials_per_kernel=64)), seed=seed)
+    def best(model, target):
+        return Experiment(model=model, steps=(AutoTVM(kernel_trials=64), Ansor(trials_per_kernel=64)))
 
     monkeypatch.setattr(sys.modules["tvmlab.presets"], "best", best)
     assert preset("default", "alexnet", "cuda").steps == (AutoTVM(), Ansor())
@@ -43,6 +44,16 @@ def test_a_preset_takes_the_knobs_of_an_experiment():
         preset("slow", "alexnet")
     with pytest.raises(InputError, match="unknown model 'alexnit'"):
         preset("fast", "alexnit", "cpu")
+
+
+def test_a_file_with_symbolic_dimensions(tmp_path):
+    path = str(save(net("g (float[N,T,4] x) => (float[N,T,8] z) { z = MatMul (x, w) }"), tmp_path))
+    found = preset("default", path, "cpu", batch=2, dims={"T": 6})
+    assert (found.batch, found.dims) == (2, {"T": 6})
+    assert found.measure == tvmlab.best(path, "cpu", batch=2, dims={"T": 6}).measure
+    assert presets(path, "cpu", tmp_path, dims={"T": 6}).loc["fast", "trials"] > 0
+    with pytest.raises(InputError, match=r"without a size: T.*dims=\{'T': 128\}"):
+        presets(path, "cpu", tmp_path)
 
 
 def test_without_past_runs_the_stated_rates_say_how_long(tiny_onnx, tmp_path):

@@ -1,11 +1,12 @@
 """Refinement in the whole model: which swaps are tried, what is kept, and that compiling honours it."""
 
+import json
 import threading
 
 import pytest
 from fake_measurer import FakeMeasurer
 
-from tvmlab.compat import read_database
+from tvmlab.compat import DATABASE_FILES, read_database
 from tvmlab.experiment import Ansor, Experiment
 from tvmlab.measure import refine as module
 from tvmlab.measure.refine import refine, set_slow_aside, swaps_of
@@ -117,6 +118,22 @@ def test_a_default_schedule_that_no_database_has_beats_slower_records(tuned, cpu
     for task in tiny_tasks.values():
         left = [latency for _, latency in warm_records(database, task)]
         assert all(latency <= default_s[task.key] for latency in left)
+
+
+def test_of_a_schedule_the_last_line_counts(tuned, cpu, tiny_tasks, any_distance):
+    """What was measured again: setting that line aside does not bring the earlier one back, nor is it its own rival."""
+    path = tuned.path / DATABASE_FILES[-1]
+    best = swaps_of(tuned, cpu, [])[0]
+    workload, (trace, seconds, *rest) = json.loads(path.read_bytes().splitlines()[best.line])
+    with path.open("a") as file:
+        file.write(json.dumps([workload, [trace, [second * 1.001 for second in seconds], *rest]]) + "\n")
+    again = next(swap for swap in swaps_of(tuned, cpu, []) if swap.task.key == best.task.key)
+    assert again.line == len(path.read_bytes().splitlines()) - 1
+    assert again.ratio == pytest.approx(best.ratio / 1.001)
+    tuned.write_json("refine.json", {"set_aside": [again.line], "swaps": []})
+    task = next(task for task in tiny_tasks.values() if task.key == best.task.key)
+    left = {latency for _, latency in warm_records(read_database(tuned.path, "llvm"), task)}
+    assert min(left) == pytest.approx(best.best_s * best.ratio)
 
 
 @pytest.mark.slow

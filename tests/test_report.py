@@ -78,8 +78,15 @@ def test_the_code_makes_the_same_experiment_again(make_run, monkeypatch):
             asked.append("waited")
 
     monkeypatch.setattr(tvmlab, "tune", lambda given: asked.append(given) or Started(), raising=False)
-    exec(code(make_run(experiment=experiment)), {})
-    assert asked == [experiment, "waited"]
+    folder = make_run(experiment=experiment)
+    exec(code(folder), {})
+    assert asked == [experiment.afresh(), "waited"]  # as this run did, whatever runs there are now
+    past = {"task": {"runs": ["earlier"], "ansor": {"trials": 12, "share": 12.0, "since": 0}}}
+    folder.write_json("reuse.json", {"runs": {"earlier": 12}, "tasks": past, "layouts": ""})
+    exec(code(folder), {})
+    assert asked[2:] == [experiment, "waited"]
+    assert "# This run reused 12 trials of 1 earlier run; reuse=False searches afresh.\n" in code(folder)
+    assert "It reused 12 trials of 1 earlier run: without them it is another search." in findings(folder)
 
 
 def test_tables_are_escaped_and_say_dashes_for_nan():

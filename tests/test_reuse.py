@@ -338,7 +338,7 @@ def layout_run(make_folder, cpu, sites, **options):
     folder = make_folder(steps=[LayoutTuning(**options)])
     folder.write_json("environment.json", {"target": cpu.as_record()})
     rows = [{"site": name, "about": about, "packing": "NCHW16c"} for name, about in sites]
-    folder.write_json("assignment.json", {"finished": True, "sites": rows})
+    folder.write_json("assignment.json", {"finished": True, "cut_short": False, "sites": rows})
     (folder.path / "trials.jsonl").write_text("{}\n")
     folder.write_state(replace(folder.state, status="done"))
     return folder
@@ -361,6 +361,23 @@ def test_layouts_chosen_by_the_same_knobs_are_taken(make_folder, cpu):
     assert forecast.layouts(step, sites) == (earlier.id, earlier.layouts)
     assert reuse.take_layouts(folder, step, sites) == earlier.layouts == folder.layouts
     assert said_of_reuse(folder) == f"reused the layouts of {earlier.id}; reuse=False searches afresh"
+
+
+@pytest.mark.parametrize("noted", [True, False])
+def test_layouts_that_the_time_limit_cut_short_are_not_taken(make_folder, cpu, noted):
+    """Of before it was noted nobody knows it of a run with a limit."""
+    sites = [("conv0", "conv2d 1x8x14x14 16x8x3x3")]
+    earlier = layout_run(make_folder, cpu, sites)
+    found = earlier.layouts
+    if noted:
+        earlier.write_json("assignment.json", found | {"cut_short": True})
+    else:
+        del found["cut_short"]
+        earlier.write_json("assignment.json", found)
+        asked = json.loads((earlier.path / "experiment.json").read_text())
+        asked["experiment"]["time_limit_s"] = 20.0
+        earlier.write_json("experiment.json", asked)
+    assert reuse.take_layouts(begun(make_folder, cpu, steps=[LayoutTuning()]), LayoutTuning(), sites) is None
 
 
 # Who never reuses

@@ -234,6 +234,22 @@ def test_records_that_do_not_fit_their_task_are_left_out_and_counted(database, t
     assert len(imported.tasks) == 1
 
 
+def test_what_failed_where_it_was_made_is_left_out(database, tmp_path):
+    """TVM's own search writes 10^10 seconds for it."""
+    path, _ = database
+    failed = iter(range(1000))
+
+    def fail(line):
+        if next(failed) % 2 == 0:
+            line[1][1] = [1e10]
+        return line
+
+    rewrite(path, fail)
+    (imported,) = tvmlab.import_records(path, runs_dir=tmp_path / "store")
+    found = list(imported.trials())
+    assert len(found) == 6 and all(trial.latency_s < 1 for trial in found)
+
+
 @pytest.mark.parametrize("damage", ["missing", "empty", "torn", "no folder"])
 def test_what_is_no_database_is_refused_and_leaves_nothing(database, tmp_path, damage):
     path, _ = database

@@ -147,7 +147,11 @@ def _of_preset(args: argparse.Namespace) -> Experiment:
 
 
 def _presets_flags(parser: argparse.ArgumentParser) -> None:
-    _tasks_flags(parser)
+    from tvmlab.experiment import Experiment
+    from tvmlab.flags import add_knobs
+
+    parser.add_argument("model", metavar="MODEL", help=Experiment.model_fields["model"].description)
+    add_knobs(parser, Experiment, skip=_only(Experiment, "target", "batch", "dims"))
     runs_dir_flag(parser)
 
 

@@ -8,6 +8,7 @@ import logging
 import re
 import sys
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from statistics import median
 from types import ModuleType
@@ -22,6 +23,7 @@ __all__ = [
     "fastest_records",
     "hide_torch",
     "idle_passes",
+    "latest_records",
     "load_meta_schedule",
     "load_wmma",
     "read_database",
@@ -88,23 +90,24 @@ def read_database(folder: Path, kind: str, fastest: int | None = None) -> Any:
             lines = source.read_bytes() if source.exists() else b""
             whole = lines[: lines.rfind(b"\n") + 1].splitlines(keepends=True)
             if name == DATABASE_FILES[-1]:
-                whole = latest_records([line for at, line in enumerate(whole) if at not in aside])
+                whole = [whole[at] for at in latest_records(whole) if at not in aside]
                 whole = whole if fastest is None else fastest_records(whole, fastest)
             (Path(copy) / name).write_bytes(b"".join(whole))
         return meta_schedule.database.JSONDatabase(work_dir=copy)
 
 
-def latest_records(records: list[bytes]) -> list[bytes]:
-    """Of the records of one schedule the last: what a search measures again it has reason to, see `core.standing`."""
+def latest_records(records: Iterable[bytes]) -> list[int]:
+    """Of the lines of each schedule the last: what a search measures again it has reason to, see `core.standing`."""
     last = {}
     for at, line in enumerate(records):
         workload, (trace, *_) = orjson.loads(line)
         last[workload, orjson.dumps(trace)] = at
-    return [records[at] for at in sorted(last.values())]
+    return sorted(last.values())
 
 
-def fastest_records(records: list[bytes], most: int) -> list[bytes]:
+def fastest_records(lines: Iterable[bytes], most: int) -> list[bytes]:
     """The fastest records of each workload; a line of the file is [workload, [trace, seconds, ...]]."""
+    records = list(lines)
     ranked: dict[int, list[tuple[float, int]]] = {}
     for at, line in enumerate(records):
         workload, (_, seconds, *_) = orjson.loads(line)

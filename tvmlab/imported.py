@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import orjson
@@ -25,6 +26,7 @@ from tvmlab.tasks import Task, task_of
 
 __all__ = ["import_records"]
 
+_FAILED_S = 1e9  # TVM's own search writes 10^10 seconds of a candidate that failed
 _DEVICE = {"llvm": ("mcpu", "mattr", "mtriple"), "cuda": ("arch",)}  # what tells one device from another
 
 
@@ -74,7 +76,7 @@ def _by_target(folder: Path, most: int) -> tuple[dict[str, tuple[dict[str, Any],
     try:
         lines = [(folder / name).read_bytes().splitlines() for name in DATABASE_FILES]
         workloads = [database.Workload.from_json(orjson.loads(line)) for line in lines[0]]
-        records = [orjson.loads(line) for line in fastest_records(lines[1], most)]
+        records = [orjson.loads(line) for line in fastest_records(filter(_ran, lines[1]), most)]
     except Exception as error:  # noqa: BLE001  JSON's errors, and whatever TVM's parser raises
         reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
         raise RecordError(f"{folder} is no TVM database ({reason})", remedy="restore it from a copy") from None
@@ -88,6 +90,12 @@ def _by_target(folder: Path, most: int) -> tuple[dict[str, tuple[dict[str, Any],
             attrs = _attrs(record.target)
             found.setdefault(str(sorted(attrs.items(), key=str)), (attrs, []))[1].append(record)
     return found, unreadable
+
+
+def _ran(line: bytes) -> bool:
+    """Whether a record is of a schedule that ran."""
+    _, (_, seconds, *_) = orjson.loads(line)
+    return bool(seconds) and median(seconds) < _FAILED_S
 
 
 def _attrs(target: Any) -> dict[str, Any]:

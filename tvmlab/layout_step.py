@@ -79,9 +79,12 @@ def _packed_like(model: Model, runs: Sequence[RunFolder]) -> Assignment:
 
 
 def adopt(session: Session, plan: LayoutPlan) -> None:
-    """Choose by what was measured, and go on with the tasks of the model packed by that."""
+    """Choose by what was measured, and go on with the tasks of the model packed by that.
+
+    It is noted where the time was over: what was not measured then has the packing that it had for the time being.
+    """
     decision, packed = plan.decide(session.trial_latency)
-    session.folder.write_json(_FILE, decision)
+    session.folder.write_json(_FILE, decision | {"cut_short": session.is_over})
     _write_tasks(session.folder, packed.tasks)
     session.take(packed.tasks)
 

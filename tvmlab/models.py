@@ -153,23 +153,32 @@ def load_model(
         return _finish(
             name, zoo.fill(plan, seed), zoo.ZOO[name].source, hashlib.sha256(recipe).hexdigest(), batch, dims
         )
-    if not text.endswith(".onnx"):
-        raise _unknown_name(text)
-    original, sha256 = _read(Path(text))
-    _refuse_unsupported(original, text)
+    original, sha256 = _file(text)
     return _finish(Path(text).stem, original, text, sha256, batch, dims)
 
 
 def parameters_of(name_or_path: str) -> int:
-    """The parameters of a model, as `load_model` says; a zoo model's weights are not made for it, which takes seconds.
+    """The parameters of a model, without making a zoo model's weights or knowing what sizes symbolic dimensions have.
 
-    Raises what `load_model` raises.
+    Raises what `load_model` raises of a name or a file.
 
     >>> parameters_of("resnet18")
     11689512
     """
     name = zoo.ALIASES.get(name_or_path, name_or_path)
-    return int(_zoo_row(name)["parameters"]) if name in zoo.ZOO else load_model(name_or_path).parameters
+    if name in zoo.ZOO:
+        return int(_zoo_row(name)["parameters"])
+    graph = _file(name_or_path)[0].graph
+    return _count_parameters(graph, _weights(graph))
+
+
+def _file(text: str) -> tuple[ModelProto, str]:
+    """The model in an .onnx file whose operators TVM imports, and its digest."""
+    if not text.endswith(".onnx"):
+        raise _unknown_name(text)
+    original, sha256 = _read(Path(text))
+    _refuse_unsupported(original, text)
+    return original, sha256
 
 
 def _finish(
@@ -179,12 +188,11 @@ def _finish(
     prepared = prepare(original)
     shapes = shapes_of(infer_shapes(original))
     inputs, outputs = data_inputs(original.graph), original.graph.output
-    weights = {name: tuple(tensor.dims) for name, tensor in constants(original.graph) if _is_weight(tensor)}
     return Model(
         name=name,
         source=source,
         sha256=sha256,
-        parameters=_count_parameters(original.graph, weights),
+        parameters=_count_parameters(original.graph, _weights(original.graph)),
         flops=_count_flops(original.graph, shapes),
         inputs={value.name: tuple(d.dim_value for d in value.type.tensor_type.shape.dim) for value in inputs},
         outputs={value.name: shapes.get(value.name, ()) for value in outputs},
@@ -327,6 +335,11 @@ def _random_input(name: str, shape: tuple[int, ...], dtype: np.dtype, seed: int)
         low, high = (limits.min, limits.max + 1) if limits else (0, 2)
         return rng.integers(low, high, shape, dtype=dtype)
     return rng.standard_normal(shape, dtype=np.float32).astype(dtype)
+
+
+def _weights(graph: GraphProto) -> dict[str, tuple[int, ...]]:
+    """The shapes of a graph's weights by name."""
+    return {name: tuple(tensor.dims) for name, tensor in constants(graph) if _is_weight(tensor)}
 
 
 def _is_weight(tensor: TensorProto) -> bool:

@@ -61,13 +61,8 @@ def preset(name: str, model: str, target: str = "auto", **knobs: Any) -> Experim
     """
     if name not in PRESETS:
         raise InputError(f"there is no preset {name!r}", remedy=f"there are {', '.join(PRESETS)}")
-    if decided := [name for name in ("measure", "steps") if name in knobs]:
-        raise InputError(
-            f"a preset decides {' and '.join(decided)} itself",
-            remedy="leave them out, or write an Experiment with the steps that presets(model) shows",
-        )
-    fast = best(model, target, seed=knobs.get("seed", 0))
-    return Experiment(model=model, target=target, measure=fast.measure, steps=_steps(name, fast.steps), **knobs)
+    fast = best(model, target, **knobs)
+    return fast.model_copy(update={"steps": _steps(name, fast.steps)})
 
 
 def _steps(name: str, fast: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -111,14 +106,14 @@ class TimeEstimate:
         return f"at most about {duration_text(self.seconds)}: {self.trials:,} trials{reused}; {self.basis}"
 
 
-def presets(model: str, target: str = "auto", runs_dir: str | Path | None = None) -> pd.DataFrame:
+def presets(model: str, target: str = "auto", runs_dir: str | Path | None = None, **knobs: Any) -> pd.DataFrame:
     """The presets of a model, by name: steps, trials (at most), reused, seconds, time, basis; see TimeEstimate.
 
-    It takes some seconds: the model is cut into tasks. Raises InputError for an unknown model or target.
+    `knobs` are as in `preset`. It takes some seconds: the model is cut into tasks. Raises as `preset` does.
     """
     rows = []
     for name in PRESETS:
-        asked = preset(name, model, target)
+        asked = preset(name, model, target, **knobs)
         found = estimate_time(asked, runs_dir)
         shown = {"preset": name, "steps": " > ".join(step.code() for step in asked.steps)}
         numbers = {each: getattr(found, each) for each in ("trials", "reused", "seconds", "basis")}

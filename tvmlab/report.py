@@ -21,6 +21,7 @@ from tvmlab import frames
 from tvmlab.core import InputError, RunError
 from tvmlab.experiment import STEPS, Experiment, Measure, Options, Repeat
 from tvmlab.records import RunFolder
+from tvmlab.reuse import said_of_reuse
 from tvmlab.study_folder import StudyFolder
 
 __all__ = ["code", "facts_html", "findings", "heading", "report", "study_heading", "table_html"]
@@ -177,12 +178,18 @@ def _flat(facts: dict[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def code(run: Any) -> str:
-    """The Python that starts the same experiment again, in a new run."""
-    experiment = _one(run).experiment
+    """The Python that starts the same experiment again, in a new run.
+
+    It begins with nothing, if this run did, although there are earlier runs now.
+    """
+    folder = _one(run)
+    reused = said_of_reuse(folder)
+    experiment = folder.experiment if reused else folder.experiment.afresh()
     known: list[type[Options]] = [Experiment, *STEPS, Repeat, Measure]
     names = [options.__name__ for options in known if f"{options.__name__}(" in experiment.code()]
+    note = f"# This run {reused}.\n" if reused else ""
     return (
-        f"import tvmlab\nfrom tvmlab import {', '.join(sorted(names))}\n\n"
+        f"import tvmlab\nfrom tvmlab import {', '.join(sorted(names))}\n\n{note}"
         f"run = tvmlab.tune({experiment.code()})\nrun.wait()"
     )
 
@@ -192,8 +199,10 @@ def findings(run: Any) -> list[str]:
     latency."""
     folder = _one(run)
     row = frames.summary(folder).iloc[0]
+    reused = said_of_reuse(folder).partition(";")[0]
     return [
         _search_sentence(row),
+        *([f"It {reused}: without them it is another search."] if reused else []),
         *_layout_sentences(folder),
         _estimate_sentence(row, frames.tasks(folder)),
         *_comparison_sentences(folder, row),

@@ -134,7 +134,9 @@ class Reuse:
             if not (step.reuse and found and found["finished"] and isinstance(first, LayoutTuning)):
                 continue
             same = _choice(first) == _choice(step) and first.trials_per_variant >= step.trials_per_variant
-            if same and run.experiment.measure.cold_weights == cold and _sites(found) == list(sites):
+            # Of before that was noted, a run with a time limit may have been.
+            cut_short = found.get("cut_short", run.experiment.time_limit_s is not None)
+            if same and not cut_short and run.experiment.measure.cold_weights == cold and _sites(found) == list(sites):
                 return run.id, found
         return None
 

@@ -186,17 +186,22 @@ class Run:
         return {"text/plain": repr(self), "text/html": self._repr_html_()}
 
 
-def best(model: str, target: str = "auto", *, time_limit_s: float | None = None, seed: int = 0) -> Experiment:
+def best(model: str, target: str = "auto", **knobs: Any) -> Experiment:
     """The experiment for a user who does not want to choose: what makes this model fast within minutes.
 
     On a CPU the layout search, then templates for every kernel; candidates are timed with cold weights if those of the
     model do not fit the last cache, since each inference then reads them from memory. On a GPU templates, then the
-    sketch search of every kernel, of which the faster schedule is kept.
-    Raises InputError for an unknown model or target.
+    sketch search of every kernel, of which the faster schedule is kept. `knobs` are further ones of Experiment:
+    time_limit_s, seed, batch, dims. Raises InputError for an unknown model or target, and for `steps` or `measure`.
 
     >>> [step.kind for step in best("alexnet", "cpu").steps]
     ['layouttuning', 'autotvm']
     """
+    if decided := [name for name in ("measure", "steps") if name in knobs]:
+        raise InputError(
+            f"a preset decides {' and '.join(decided)} itself",
+            remedy="leave them out, or write an Experiment with the steps that presets(model) shows",
+        )
     found = named_target(target)
     steps: tuple[Any, ...] = (
         AutoTVM(kernel_trials=64, early_stopping_threshold=32),
@@ -207,7 +212,7 @@ def best(model: str, target: str = "auto", *, time_limit_s: float | None = None,
         steps = (LayoutTuning(), AutoTVM(kernel_trials=48, early_stopping_threshold=24))
         weights = _WEIGHT_BYTES * parameters_of(model)
         measure = Measure(cold_weights=weights > found.details.get("cache_bytes", math.inf))
-    return Experiment(model=model, target=target, steps=steps, time_limit_s=time_limit_s, seed=seed, measure=measure)
+    return Experiment(model=model, target=target, steps=steps, measure=measure, **knobs)
 
 
 def tune(experiment: Experiment, runs_dir: str | Path | None = None) -> Run:
@@ -311,7 +316,7 @@ def resume(run: str | Path | RunFolder | Run, runs_dir: str | Path | None = None
         raise RunError(f"run {folder.id} is running", remedy="attach to it instead")
     if state.status == "done":
         return Run(folder)
-    check_experiment(folder.experiment)
+    check_experiment(folder.experiment, folder)
     folder.acquire().release()  # nobody else may be about to write it
     # With the wall time: of a run of before that was noted it follows from the start, which changes now.
     values = folder.read_json("state.json", missing={}) | {"wall_s": state.wall_s}

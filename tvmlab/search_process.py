@@ -18,7 +18,7 @@ from tvmlab import reuse
 from tvmlab.compat import hide_torch
 from tvmlab.core import InputError, Measurer, TvmlabError
 from tvmlab.environment import describe
-from tvmlab.experiment import Experiment, LayoutTuning
+from tvmlab.experiment import Experiment, LayoutTuning, Selective
 from tvmlab.layout_plan import LayoutPlan
 from tvmlab.layout_step import arrange
 from tvmlab.loop import run_steps
@@ -26,6 +26,7 @@ from tvmlab.measure.local import LocalMeasurer
 from tvmlab.measure.refine import set_slow_aside
 from tvmlab.models import load_model
 from tvmlab.records import RunFolder
+from tvmlab.run_model import model_of
 from tvmlab.selective_step import said_of as selected
 from tvmlab.session import Session
 from tvmlab.targets import Target, require_gpu
@@ -94,7 +95,7 @@ def prepare(folder: RunFolder) -> tuple[Target, list[Task], LayoutPlan | None]:
     experiment = folder.experiment
     target = named_target(experiment.target)
     _check_same_machine(folder, target)
-    model = load_model(experiment.model, batch=experiment.batch, seed=experiment.seed, dims=experiment.dims)
+    model = model_of(folder)
     reuse.begin(folder, target)
     tasks, plan = arrange(folder, model, target)
     require_tunable(tasks, model)
@@ -124,8 +125,12 @@ def _local_measurer(tasks: list[Task], target: Target, folder: RunFolder) -> Mea
 
 
 def _outcome(session: Session) -> tuple[str, str]:
+    stages = session.experiment.stages
     spent = session.plan is None and session.trials >= session.total_trials
-    cut_short = session.steps_done < len(session.experiment.stages) and not spent
+    left = stages[session.steps_done :]
+    # These have more to do when they have no trial left: to time the whole model, to see what was served poorly.
+    is_more = any(isinstance(step, Selective) or getattr(step, "refine", 0) for step in left)
+    cut_short = bool(left) and (is_more or not spent)
     if cut_short and session.stop.is_set():
         return "stopped", "stopped on request; tvmlab resume continues to the total that was asked"
     folder = session.folder
@@ -175,8 +180,11 @@ class _Heartbeat(threading.Thread):
         self.join()
 
 
-def check_experiment(experiment: Experiment) -> None:
-    """Everything that can be wrong with an experiment, found before a run folder exists. Raises TvmlabError."""
+def check_experiment(experiment: Experiment, begun: RunFolder | None = None) -> None:
+    """Everything that can be wrong with an experiment, found before a run folder exists, or before `begun` goes on.
+
+    Raises TvmlabError.
+    """
     target = named_target(experiment.target)
     if target.device is None:
         raise InputError(
@@ -190,7 +198,10 @@ def check_experiment(experiment: Experiment) -> None:
             f"LayoutTuning does not work on {target.label}",
             remedy="leave it out: packed channels are for a CPU's vectors, on a GPU everything stays in NCHW",
         )
-    load_model(experiment.model, batch=experiment.batch, seed=experiment.seed, dims=experiment.dims)
+    if begun:
+        model_of(begun)
+    else:
+        load_model(experiment.model, batch=experiment.batch, seed=experiment.seed, dims=experiment.dims)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from typing import Any
 
 import orjson
 
-from tvmlab.compat import DATABASE_FILES, REFINE_FILE, load_meta_schedule, structural_key
+from tvmlab.compat import DATABASE_FILES, REFINE_FILE, latest_records, load_meta_schedule, structural_key
 from tvmlab.core import TaskInfo
 from tvmlab.measure.process import WorkerProcess
 from tvmlab.measure.subjects import TURN_S, ask, load, start_worker, thread_count
@@ -110,18 +110,19 @@ def swaps_of(folder: RunFolder, target: Target, set_aside: Sequence[int]) -> lis
 def _lines_of(folder: RunFolder, target: Target, set_aside: set[int]) -> dict[str, list[tuple[float, int]]]:
     """Latency in seconds and line number of each schedule in the run's database, by the task's key."""
     workload = load_meta_schedule(target.kind).database.Workload
-    modules, records = (list(_json_lines(folder.path / name)) for name in DATABASE_FILES)
-    keys = [structural_key(workload.from_json(module).mod) for module in modules]
+    modules, records = (list(_whole_lines(folder.path / name)) for name in DATABASE_FILES)
+    keys = [structural_key(workload.from_json(orjson.loads(module)).mod) for module in modules]
     found: dict[str, list[tuple[float, int]]] = {}
-    for number, (module, (_, latencies, *_)) in enumerate(records):
+    for number in latest_records(records):
+        module, (_, latencies, *_) = orjson.loads(records[number])
         if latencies and number not in set_aside:
             found.setdefault(keys[module], []).append((median(map(float, latencies)), number))
     return found
 
 
-def _json_lines(path: Path) -> Iterator[Any]:
+def _whole_lines(path: Path) -> Iterator[bytes]:
     with path.open("rb") as file:
-        yield from (orjson.loads(line) for line in file if line.endswith(b"\n"))
+        yield from (line for line in file if line.endswith(b"\n"))
 
 
 def _load(folder: RunFolder, target: Target, set_aside: Sequence[int]) -> WorkerProcess:

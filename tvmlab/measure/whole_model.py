@@ -20,8 +20,9 @@ from tvmlab import deployed
 from tvmlab.compat import brief, hide_torch
 from tvmlab.core import TvmlabError
 from tvmlab.measure.process import end_with_parent_thread, serve
-from tvmlab.models import Model, load_model
+from tvmlab.models import Model
 from tvmlab.records import RunFolder
+from tvmlab.run_model import model_of
 from tvmlab.targets import target as named_target
 
 
@@ -55,8 +56,7 @@ class Subject:
         One of GRAPHED is a CUDA graph on a GPU, unless it shall not be.
         """
         run = RunFolder.open(folder)
-        asked = run.experiment
-        model = load_model(asked.model, batch=asked.batch, seed=asked.seed, dims=asked.dims)
+        model = model_of(run)
         how = {} if cuda_graph else {"cuda_graph": False}
         self._runtime = _RUNTIMES[name](model, run, threads, **how)
         return self._runtime()
@@ -67,9 +67,8 @@ class Subject:
 
     def do_run_library(self, path: str, folder: str) -> list[np.ndarray]:
         """The outputs of an exported library for a run's seeded inputs."""
-        asked = RunFolder.open(folder).experiment
-        model = load_model(asked.model, batch=asked.batch, seed=asked.seed, dims=asked.dims)
-        return list(deployed.load(path).run(model.inputs_for(asked.seed)).values())
+        run = RunFolder.open(folder)
+        return list(deployed.load(path).run(model_of(run).inputs_for(run.experiment.seed)).values())
 
     def do_time(self, count: int, warm_s: float = 0.0) -> list[float]:
         """Seconds of each of `count` inferences, after those of the first `warm_s` seconds (one at least)."""
