@@ -39,7 +39,7 @@ lint: setup
 	$(BIN)/nbstripout --verify notebooks/*.ipynb
 
 lab: setup
-	$(BIN)/jupyter lab notebooks/01_tune_a_model.ipynb
+	TVMLAB_RUNS="$${TVMLAB_RUNS:-$(CURDIR)/runs}" $(BIN)/jupyter lab notebooks/01_tune_a_model.ipynb
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache
