@@ -18,7 +18,8 @@ from tvmlab import cli
 from tvmlab.core import InputError
 from tvmlab.experiment import STEPS, Ansor, AutoTVM, Droplet, Experiment, LayoutTuning, Measure, Selective
 from tvmlab.flags import flag
-from tvmlab.run import Progress, best
+from tvmlab.presets import best
+from tvmlab.run import Progress
 from tvmlab.study_design import Study, study_of_the_report
 from tvmlab.study_folder import StudyFolder
 

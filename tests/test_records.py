@@ -4,10 +4,12 @@ import errno
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
+import warnings
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import replace
 from multiprocessing import get_context
@@ -336,3 +338,17 @@ def test_log_tail(folder):
 
 def _disk_full(*_):
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_search_beside_another_is_warned_of(folder, holder, monkeypatch):
+    running = sys.modules["tvmlab.run"]
+    monkeypatch.setattr(running, "_check", lambda experiment, runs_dir: None)
+    monkeypatch.setattr(running, "_launch", lambda made: shutil.rmtree(made.path))
+    folder.write_state(State(status="running", pid=holder.pid))
+    with pytest.warns(RuntimeWarning, match=f"run {folder.id} is under way too"):
+        running.tune(folder.experiment, folder.path.parent)
+    holder.kill()
+    holder.wait()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        running.tune(folder.experiment, folder.path.parent)

@@ -36,7 +36,7 @@ _PUBLIC = {
     "TrialStatus": "core",
     "TvmlabError": "core",
     "attach": "run",
-    "best": "run",
+    "best": "presets",
     "compare": "compare",
     "compare_operators": "operators",
     "doctor": "doctor",

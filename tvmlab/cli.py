@@ -337,8 +337,9 @@ def _demo(args: argparse.Namespace) -> int:
     from tvmlab.experiment import Experiment
     from tvmlab.flags import given_knobs
     from tvmlab.plots import latency_png
+    from tvmlab.presets import best
     from tvmlab.report import report
-    from tvmlab.run import best, tune
+    from tvmlab.run import tune
 
     experiment = best(**given_knobs(args, Experiment)).afresh()
     print(f"tvmlab.tune({experiment.code()})", flush=True)

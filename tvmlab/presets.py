@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,15 +14,14 @@ import pandas as pd
 from tvmlab.columns import TrialReader
 from tvmlab.core import InputError, Packing, TaskInfo
 from tvmlab.earlier import ended
-from tvmlab.experiment import Ansor, AutoTVM, Experiment, LayoutTuning, TransferTuning
+from tvmlab.experiment import Ansor, AutoTVM, Experiment, LayoutTuning, Measure, TransferTuning
 from tvmlab.layout_plan import LayoutPlan, described
 from tvmlab.layout_step import packed_at_first
 from tvmlab.layouts import sites
-from tvmlab.models import Model, load_model
+from tvmlab.models import Model, load_model, parameters_of
 from tvmlab.overview import pack
 from tvmlab.records import default_runs_dir
 from tvmlab.reuse import Reuse
-from tvmlab.run import best
 from tvmlab.sources import resolve
 from tvmlab.spaces.template import sizes
 from tvmlab.store import noted_frame
@@ -29,7 +29,7 @@ from tvmlab.study_length import START_S, TRIALS_PER_S, duration_text
 from tvmlab.targets import Target
 from tvmlab.targets import target as named_target
 
-__all__ = ["PRESETS", "TimeEstimate", "estimate_time", "preset", "presets"]
+__all__ = ["PRESETS", "TimeEstimate", "best", "estimate_time", "preset", "presets"]
 
 # name -> what it is, in a sentence
 PRESETS = {
@@ -37,6 +37,7 @@ PRESETS = {
     "default": "The same search with its engine's default budget.",
     "max": "Both engines, 3,000 trials a task each, no early stopping; the faster schedule of each task is kept.",
 }
+_WEIGHT_BYTES = 4
 _MAX_TRIALS = 3000
 _MAX_RANDOM = 500
 _ENOUGH = 20  # trials of a kind of step in a past run that say how fast these are
@@ -44,6 +45,35 @@ _NEWEST = 5  # past runs that a rate is taken from
 _UNSHARED = "; selective counted as if no tasks shared schedules"
 
 _plans: dict[tuple[str, Target, LayoutTuning], LayoutPlan] = {}
+
+
+def best(model: str, target: str = "auto", **knobs: Any) -> Experiment:
+    """The experiment for a user who does not want to choose: what makes this model fast within minutes.
+
+    On a CPU the layout search, then templates for every kernel; candidates are timed with cold weights if those of the
+    model do not fit the last cache, since each inference then reads them from memory. On a GPU templates, then the
+    sketch search of every kernel, of which the faster schedule is kept. `knobs` are further ones of Experiment:
+    time_limit_s, seed, batch, dims. Raises InputError for an unknown model or target, and for `steps` or `measure`.
+
+    >>> [step.kind for step in best("alexnet", "cpu").steps]
+    ['layouttuning', 'autotvm']
+    """
+    if decided := [name for name in ("measure", "steps") if name in knobs]:
+        raise InputError(
+            f"a preset decides {' and '.join(decided)} itself",
+            remedy="leave them out, or write an Experiment with the steps that presets(model) shows",
+        )
+    found = named_target(target)
+    steps: tuple[Any, ...] = (
+        AutoTVM(kernel_trials=64, early_stopping_threshold=32),
+        Ansor(trials_per_kernel=64, early_stopping_threshold=32),
+    )
+    measure = Measure()
+    if found.kind == "llvm":
+        steps = (LayoutTuning(), AutoTVM(kernel_trials=48, early_stopping_threshold=24))
+        weights = _WEIGHT_BYTES * parameters_of(model)
+        measure = Measure(cold_weights=weights > found.details.get("cache_bytes", math.inf))
+    return Experiment(model=model, target=target, steps=steps, measure=measure, **knobs)
 
 
 def preset(name: str, model: str, target: str = "auto", **knobs: Any) -> Experiment:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import math
 import os
 import shutil
 import signal
@@ -12,6 +11,7 @@ import sys
 import tempfile
 import time
 import uuid
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -20,9 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 from tvmlab.core import InputError, RunError, TvmlabError
 from tvmlab.earlier import attrs_of, is_of
-from tvmlab.experiment import Ansor, AutoTVM, Experiment, LayoutTuning, Measure, afresh
+from tvmlab.experiment import Experiment, afresh
 from tvmlab.hardware import require_compiler, require_disk
-from tvmlab.models import parameters_of
 from tvmlab.records import RunFolder, default_runs_dir
 from tvmlab.search_process import check_experiment
 from tvmlab.sources import check_sources
@@ -32,11 +31,10 @@ from tvmlab.targets import target as named_target
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Progress", "Run", "attach", "begin", "best", "fork", "resume", "runs", "tune"]
+__all__ = ["Progress", "Run", "attach", "begin", "fork", "resume", "runs", "tune"]
 
 _POLL_S = 0.2
 _STATUSES = ("running", "done", "stopped", "failed", "unreadable")
-_WEIGHT_BYTES = 4
 _FORKED = (
     "trials.jsonl",
     "database_*.json",
@@ -186,45 +184,18 @@ class Run:
         return {"text/plain": repr(self), "text/html": self._repr_html_()}
 
 
-def best(model: str, target: str = "auto", **knobs: Any) -> Experiment:
-    """The experiment for a user who does not want to choose: what makes this model fast within minutes.
-
-    On a CPU the layout search, then templates for every kernel; candidates are timed with cold weights if those of the
-    model do not fit the last cache, since each inference then reads them from memory. On a GPU templates, then the
-    sketch search of every kernel, of which the faster schedule is kept. `knobs` are further ones of Experiment:
-    time_limit_s, seed, batch, dims. Raises InputError for an unknown model or target, and for `steps` or `measure`.
-
-    >>> [step.kind for step in best("alexnet", "cpu").steps]
-    ['layouttuning', 'autotvm']
-    """
-    if decided := [name for name in ("measure", "steps") if name in knobs]:
-        raise InputError(
-            f"a preset decides {' and '.join(decided)} itself",
-            remedy="leave them out, or write an Experiment with the steps that presets(model) shows",
-        )
-    found = named_target(target)
-    steps: tuple[Any, ...] = (
-        AutoTVM(kernel_trials=64, early_stopping_threshold=32),
-        Ansor(trials_per_kernel=64, early_stopping_threshold=32),
-    )
-    measure = Measure()
-    if found.kind == "llvm":
-        steps = (LayoutTuning(), AutoTVM(kernel_trials=48, early_stopping_threshold=24))
-        weights = _WEIGHT_BYTES * parameters_of(model)
-        measure = Measure(cold_weights=weights > found.details.get("cache_bytes", math.inf))
-    return Experiment(model=model, target=target, steps=steps, measure=measure, **knobs)
-
-
 def tune(experiment: Experiment, runs_dir: str | Path | None = None) -> Run:
     """Start an experiment and return at once; the search runs in a process of its own.
 
     `run.wait()` blocks, `run.stop()` ends it early. Raises InputError or MissingTool, before anything is written,
-    for a model, a target or an earlier run that cannot be used, a missing compiler or a full disk.
+    for a model, a target or an earlier run that cannot be used, a missing compiler or a full disk. Warns if another run
+    in the folder is under way.
 
     Example: `tvmlab.tune(tvmlab.Experiment(model="alexnet", steps=[tvmlab.Ansor(max_trials=64)])).wait()`
     """
     parent = Path(runs_dir) if runs_dir is not None else default_runs_dir()
     _check(experiment, parent)
+    _warn_of_others(parent)
     return _launch(RunFolder.create(experiment, parent))
 
 
@@ -266,6 +237,18 @@ def _check(experiment: Experiment, runs_dir: Path) -> None:
     require_compiler()
     require_disk(runs_dir)
     check_sources(experiment, named_target(experiment.target), runs_dir)
+
+
+def _warn_of_others(runs_dir: Path) -> None:
+    """Two searches on one machine slow each other down, and each measures that."""
+    for path in runs_dir.glob("*/experiment.json"):
+        with suppress(TvmlabError):
+            if RunFolder(path.parent).status == "running":
+                warnings.warn(
+                    f"run {path.parent.name} is under way too, and disturbs what this one measures: stop one of them",
+                    RuntimeWarning,
+                    stacklevel=3,
+                )
 
 
 def _place(experiment: Experiment, runs_dir: Path, name: str, origin: RunFolder | None = None) -> RunFolder:
