@@ -302,7 +302,23 @@ def test_a_refused_start_says_why(monkeypatch):
     form = Form(Experiment(model="alexnet"))
     form.start_button.click()
     assert "unknown model &lt;x&gt;: see tvmlab.models()" in form.monitor.message.value
-    assert form.run is None
+    assert form.run is None and not form.start_button.disabled
+
+
+def test_a_double_click_starts_one_search(start, tmp_path, monkeypatch):
+    """The second click waits in the kernel until the first was heeded, and comes although the button is grey."""
+    form = Form(Experiment(model="alexnet"), runs_dir=tmp_path)
+    was_disabled = []
+
+    def slowly(*args, **options):
+        was_disabled.append(form.start_button.disabled)
+        return start(*args, **options, total=10_000)
+
+    monkeypatch.setattr(running, "tune", slowly)
+    form.start_button.click()
+    form.start_button.click()
+    assert was_disabled == [True] and len(list(tmp_path.glob("*/experiment.json"))) == 1
+    assert form.start_button.disabled and form.monitor.status == "running"
 
 
 def test_stop_without_a_run_is_refused():

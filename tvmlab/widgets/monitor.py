@@ -64,8 +64,10 @@ class Monitor(widgets.VBox):
         self.failed = widgets.Accordion([self.failures], layout={"display": "none", "max_width": "932px"})
         shown = [self.status_line, self.curve, self.table, self.failed]
         super().__init__([widgets.HTML(STYLE), self.buttons, self.message, *shown])
-        self.stop_button.on_click(lambda _: self.guard(self.stop, "Stopping after the trial under way."))
-        self.resume_button.on_click(lambda _: self.guard(self.resume, "Checking the model and the target."))
+        self.stop_button.on_click(lambda button: self.guard(button, self.stop, "Stopping after the trial under way."))
+        self.resume_button.on_click(
+            lambda button: self.guard(button, self.resume, "Checking the model and the target.")
+        )
         self.observe(lambda _: self._apply_status(), "status")
         self._apply_status()
         if run is not None:
@@ -96,8 +98,10 @@ class Monitor(widgets.VBox):
         self._ended.set()
         super().close()
 
-    def guard(self, action: Callable[[], Any], doing: str) -> None:
+    def guard(self, button: widgets.Button, action: Callable[[], Any], doing: str) -> None:
         """Do what a button asks; say what is being done until the status changes, or why it was refused."""
+        if button.disabled:  # only the browser heeds that: a second click may wait here since before
+            return
         self.message.value = note_html(doing)
         try:
             action()
