@@ -334,6 +334,14 @@ def test_the_monitor_shows_a_run_that_another_process_ended(start, tmp_path):
     assert "6 of 6" in view.status_line.value
 
 
+def test_a_run_that_is_shown_again_is_watched_once(start):
+    run = start(Experiment(model="alexnet"), total=10_000)
+    shown = [running.Run(RunFolder(run.folder.path))._repr_mimebundle_() for _ in range(3)]
+    names = [thread.name for thread in threading.enumerate()]
+    assert names.count(f"tvmlab-monitor-{run.id}") == 1
+    assert len({str(each["application/vnd.jupyter.widget-view+json"]) for each in shown}) == 1
+
+
 def test_closing_ends_the_watching_and_not_the_run(start):
     run = start(Experiment(model="alexnet"), total=10_000, pause_s=0.01)
     view = Monitor(run)
