@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import replace
@@ -286,6 +287,31 @@ def test_a_full_disk_when_a_trial_is_written(written, monkeypatch):
         writer.append(trial(4))
     whole.close()
     assert list(written.trials()) == [trial(1), trial(2), trial(3)]
+
+
+def test_the_heartbeat_goes_on_after_a_moment_without_room(folder, monkeypatch):
+    from tvmlab import search_process
+
+    written, refused = threading.Event(), threading.Event()
+    real = RunFolder.write_json
+
+    def write_json(self, name, value):
+        if name == "state.json" and not refused.is_set():
+            refused.set()
+            _disk_full()
+        real(self, name, value)
+        written.set()
+
+    class Session:
+        state = staticmethod(lambda status, message: State(status=status, trials=7))
+
+    monkeypatch.setattr(RunFolder, "write_json", write_json)
+    monkeypatch.setattr(search_process, "_HEARTBEAT_S", 0.01)
+    pulse = search_process._Heartbeat(folder, Session())
+    pulse.start()
+    assert written.wait(10) and refused.is_set()
+    pulse.finish()
+    assert folder.state.trials == 7
 
 
 def test_a_disk_that_fills_up_in_the_middle_of_a_line_loses_only_that_line(folder):
