@@ -20,7 +20,7 @@ from tvmlab import records
 from tvmlab.core import MissingTool, RecordError, RunError, Trial, TrialStatus
 from tvmlab.experiment import Ansor, Experiment
 from tvmlab.records import FORMAT, RunFolder, State, TrialWriter, cut_torn_line
-from tvmlab.run import Run
+from tvmlab.run import Run, runs
 
 EXPERIMENT = Experiment(model="squeezenet", steps=[Ansor(max_trials=4)])
 
@@ -205,6 +205,27 @@ def test_a_killed_process_leaves_no_lock_and_a_failed_run(folder, holder):
     assert folder.status == "failed"
     assert "died" in folder.state.message
     folder.acquire().release()
+
+
+def test_a_run_of_another_user_is_listed_too(folder, holder, monkeypatch):
+    """Its lock may not be opened to write, which filelock does; who may read it sees whether it is held."""
+
+    def refuse(*_, **__):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    def listed():
+        return runs(folder.path.parent).loc[folder.id, "status"]
+
+    folder.write_state(State(status="running", pid=holder.pid, heartbeat_s=time.time()))
+    monkeypatch.setattr(records.FileLock, "acquire", refuse)
+    assert folder.is_locked() and listed() == "running"
+    holder.send_signal(signal.SIGKILL)
+    holder.wait()
+    assert not folder.is_locked() and listed() == "failed"
+    monkeypatch.setattr(os, "open", refuse)  # not even to read
+    assert folder.is_locked() and listed() == "running"
+    folder.write_state(replace(folder.state, heartbeat_s=time.time() - 1000))
+    assert not folder.is_locked() and listed() == "failed"
 
 
 def test_stop_asks_again_while_the_holder_has_not_said_its_name(folder, holder, monkeypatch):

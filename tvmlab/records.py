@@ -36,6 +36,7 @@ from filelock import FileLock, Timeout
 
 from tvmlab.core import Assignment, MissingTool, Packing, RecordError, Roofline, RunError, TaskInfo, Trial, TrialStatus
 from tvmlab.experiment import Experiment
+from tvmlab.locks import is_held
 
 __all__ = ["FORMAT", "MINIMA_FILE", "RunFolder", "State", "TrialWriter", "cut_torn_line", "default_runs_dir"]
 
@@ -243,12 +244,14 @@ class RunFolder:
 
     def is_locked(self) -> bool:
         """Whether a living process holds the run (the kernel frees the lock of a dead one)."""
-        lock = self.lock()
         try:
-            with lock.acquire():
+            with self.lock().acquire():
                 return False
         except Timeout:
             return True
+        except OSError:  # another user's run, or a disk that is read only
+            held, last = is_held(self.path / "lock"), self._state()
+            return time.time() - max(last.heartbeat_s, last.started_s) < _STALE_START_S if held is None else held
 
     def write_state(self, state: State) -> None:
         """Replace state.json."""
