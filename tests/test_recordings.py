@@ -93,6 +93,28 @@ def test_a_folder_of_runs_is_packed_with_what_lies_in_it(make_run, tmp_path):
     assert set(frames.summary(found)["seed"]) == {0, 1}
 
 
+def test_a_run_that_never_began_is_packed_with_the_others(make_run, tmp_path):
+    good, failed = make_run(environment=ENVIRONMENT), make_run(environment=None, tasks=(), trials=[], status="failed")
+    found = recorded(pack(good.path.parent, tmp_path / "s.tar.xz"), cache=tmp_path / "cache")
+    assert {run.id for run in found} == {good.id, failed.id}
+    assert found.about["targets"] == ["test-cpu"] and found.about["trials"] == good.state.trials
+    alone = recorded(pack(failed, tmp_path / "one.tar.xz"), cache=tmp_path / "cache")
+    assert [run.status for run in alone] == ["failed"] and alone.about["targets"] == []
+
+
+@pytest.mark.parametrize("left", ["whole", "begun"])
+def test_a_folder_that_a_killed_process_was_making_is_not_packed(make_run, tmp_path, left):
+    good, other = make_run(environment=ENVIRONMENT), make_run(environment=ENVIRONMENT)
+    scratch = good.path.with_name(".new-abc")
+    scratch.mkdir()
+    other.path.rename(scratch / other.id)
+    if left == "begun":
+        (scratch / other.id / "experiment.json").write_text("{")
+    path = pack(good.path.parent, tmp_path / "s.tar.xz")
+    assert not [name for name in names(path) if ".new" in name or other.id in name]
+    assert [run.id for run in recorded(path, cache=tmp_path / "cache")] == [good.id]
+
+
 def test_what_is_no_study_is_not_opened_as_one(archive, tmp_path):
     with pytest.raises(RecordError, match="is not a study"):
         _ = recorded(archive, cache=tmp_path / "cache").study

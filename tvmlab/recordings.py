@@ -131,18 +131,25 @@ def _runs_of(source: Any) -> tuple[Path, list[RunFolder], list[Path]]:
     """The folder that the archive mirrors, the runs in it, and all files there are."""
     path = Path(source) if isinstance(source, str | Path) else None
     if path is not None and path.is_dir() and not (path / "experiment.json").exists():
-        found = [RunFolder.open(file.parent) for file in sorted(path.rglob("experiment.json"))]
+        files = _files_in(path)
+        found = [RunFolder.open(file.parent) for file in sorted(files) if file.name == "experiment.json"]
         if not found:
             raise InputError(f"{path} holds no runs", remedy="pass a run's folder, or one that has runs in it")
-        return path, found, list(path.rglob("*"))
+        return path, found, files
     runs = [RunFolder(run.path.resolve()) for run in folders(source)]
     if len({run.path.parent for run in runs}) > 1:
         raise InputError("these runs are in several folders", remedy="pack each, or move them into one")
-    return runs[0].path.parent, runs, [file for run in runs for file in run.path.rglob("*")]
+    return runs[0].path.parent, runs, [file for run in runs for file in _files_in(run.path)]
+
+
+def _files_in(folder: Path) -> list[Path]:
+    """All files below a folder, but those that a process was still making when it was killed."""
+    found = (path for path in folder.rglob("*") if path.is_file())
+    return [path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
 
 
 def _about(name: str, root: Path, runs: Sequence[RunFolder], note: str) -> dict[str, Any]:
-    environments = [run.environment for run in runs]
+    environments = [found for run in runs if (found := run.environment)]  # a run that never began has none
     began = min(run.state.started_s for run in runs)
     return {
         "format": FORMAT,
@@ -160,7 +167,7 @@ def _about(name: str, root: Path, runs: Sequence[RunFolder], note: str) -> dict[
 
 def _members(root: Path, files: Sequence[Path]) -> Iterator[tuple[str, bytes]]:
     """Names and contents for the archive; files of the same name side by side, which compresses best."""
-    kept = [file for file in files if file.suffix in (".json", ".jsonl") and not file.name.startswith(".")]
+    kept = [file for file in files if file.suffix in (".json", ".jsonl")]
     for file in sorted(kept, key=lambda file: (file.name.startswith(_DATABASE), file.name, str(file))):
         content = file.read_bytes()
         if file.name == "environment.json":
