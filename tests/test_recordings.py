@@ -230,6 +230,25 @@ def test_an_archive_of_a_newer_tvmlab_or_of_something_else(tmp_path):
             recorded(other, cache=tmp_path)
 
 
+@pytest.mark.parametrize("name", ["../elsewhere", "runs/../../elsewhere", "/etc", 7])
+def test_an_archive_that_names_what_is_not_in_it_is_refused(tmp_path, name):
+    about = {"format": recordings.FORMAT, "name": "x", "runs": ["fine", name]}
+    path = written(tmp_path / "o.tar.xz", orjson.dumps(about))
+    for _ in range(2):
+        with pytest.raises(RecordError, match=r"o\.tar\.xz .*make another with tvmlab\.pack"):
+            recorded(path, cache=tmp_path / "cache")
+
+
+def test_an_archive_with_a_second_description_is_read_by_what_was_unpacked(tmp_path):
+    good, bad = (orjson.dumps({"format": 1, "name": "x", "runs": runs}) for runs in ([], ["../elsewhere"]))
+    with tarfile.open(tmp_path / "two.tar.xz", "w:xz") as archive:
+        for content in (good, bad):
+            (tmp_path / "about").write_bytes(content)
+            archive.add(tmp_path / "about", "recording.json")
+    with pytest.raises(RecordError, match="names a run that is not in it"):
+        recorded(tmp_path / "two.tar.xz", cache=tmp_path / "cache")
+
+
 def test_what_came_with_the_project_opens(tmp_path):
     """Every recording in data/ is whole, its runs are done, and the README names it."""
     table = recordings.recordings()

@@ -180,8 +180,8 @@ def recorded(name: str | Path, *, database: bool = False, cache: str | Path | No
     """A recording of data/recorded_runs by name, or any archive of `pack` by path, unpacked into the user's cache.
 
     `database` unpacks TVM's databases too: what is needed to compile, to transfer from the runs or to go on with them.
-    `cache` is another folder to unpack into. Raises InputError for an unknown name, RecordError for a damaged archive
-    or one that a newer tvmlab made.
+    `cache` is another folder to unpack into. Raises InputError for an unknown name, RecordError for a damaged archive,
+    one that a newer tvmlab made, or one that names runs outside of itself.
     """
     path = _archive(name)
     content = path.read_bytes()
@@ -190,7 +190,7 @@ def recorded(name: str | Path, *, database: bool = False, cache: str | Path | No
     home = parent / (f"{stem}-database" if database else stem)
     if not home.is_dir():
         _unpack(path, content, home, database)
-    return Recording(home, orjson.loads((home / _ABOUT).read_bytes()))
+    return Recording(home, _checked(path, orjson.loads((home / _ABOUT).read_bytes())))
 
 
 def recordings() -> pd.DataFrame:
@@ -271,6 +271,14 @@ def _checked(path: Path, about: Any) -> dict[str, Any]:
         )
     if known != FORMAT or not {"name", "runs"} <= about.keys():
         raise RecordError(f"{path} is not a recording", remedy="make one with tvmlab.pack")
+    runs = about["runs"]
+    if not isinstance(runs, list) or not all(isinstance(name, str) for name in runs):
+        raise RecordError(f"{path} does not list its runs", remedy="make another with tvmlab.pack")
+    if outside := [name for name in runs if Path(name).is_absolute() or ".." in Path(name).parts]:
+        raise RecordError(
+            f"{path} names a run that is not in it, {outside[0]!r}",
+            remedy="do not trust it; make another with tvmlab.pack",
+        )
     return about
 
 
