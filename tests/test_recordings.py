@@ -10,6 +10,7 @@ import pytest
 
 from tvmlab import Ansor, Study, StudyFolder, frames
 from tvmlab.core import InputError, RecordError, RunError
+from tvmlab.privacy import without_folders
 from tvmlab.recordings import pack, recorded
 
 recordings = importlib.import_module("tvmlab.recordings")  # tvmlab.recordings is the function of that name
@@ -68,12 +69,55 @@ def test_no_log_no_lock_no_command_no_path(make_run, tmp_path):
     from tvmlab.core import TrialStatus
 
     run = make_run([("dense", TrialStatus.BUILD_ERROR)], environment=ENVIRONMENT, model="/home/somebody/nets/mine.onnx")
+    message = "ld:\\n/home/jürgen/x/a.so is missing\n/home/jo hn/my nets/b.onnx at Conv (/layer1/conv1/Conv_output_0)"
+    run.write_json("state.json", {**run.read_json("state.json"), "message": message})
+    run.write_json("transfer.json", {"steps": {"0": {"pool": ["/data/jürgen, his (old)/run", "run-2"]}}, "rows": []})
+    with (run.path / "trials.jsonl").open("ab") as file:  # and a process that was killed as it wrote
+        file.write('{"message": "in /home/jürgen/x/c.so'.encode())
     path = pack(run, tmp_path / "x.tar.xz")
     assert not [name for name in names(path) if name.endswith(("log.txt", "lock"))]
     with tarfile.open(path) as found:
         text = b"".join(found.extractfile(member).read() for member in found if "database" not in member.name)
     assert b"/home" not in text and b"mine.onnx" in text and b"search_process" not in text
-    assert recorded(path, cache=tmp_path / "cache")[0].experiment.model == "mine.onnx"
+    assert "jürgen" not in text.decode() and b'"in c.so' in text
+    found = recorded(path, cache=tmp_path / "cache")[0]
+    assert found.experiment.model == "mine.onnx" and found.read_json("transfer.json")["steps"]["0"]["pool"][0] == "run"
+    assert found.state.message == "ld:\\na.so is missing\nb.onnx at Conv (/layer1/conv1/Conv_output_0)"
+
+
+@pytest.mark.parametrize(
+    ("text", "left"),
+    [
+        ("/home/jürgen/nets/m.onnx", "m.onnx"),
+        ("/home/jo hn/nets/m.onnx", "m.onnx"),
+        ("cannot read '/home/jo hn/my nets/m 2.onnx' (no such file)", "cannot read 'm 2.onnx' (no such file)"),
+        ("before\n/home/u/x/m.onnx", "before\nm.onnx"),
+        (r"before\n/home/u/x/m.onnx\nafter", r"before\nm.onnx\nafter"),
+        ("/a/b.onnx is empty, see /c/d.txt", "b.onnx is empty, see d.txt"),
+        ("there is none in /home/jürgen: export it", "there is none in ~: export it"),
+        ("~/nets/m.onnx or ~jürgen/x/m.onnx", "m.onnx or m.onnx"),
+        ("no '/home/u/a.so' nor \"/home/O'Brien/b.so\"", "no 'a.so' nor \"b.so\""),
+        ("file:///home/u/m.onnx", "file:m.onnx"),
+        ("/layer1/conv1/Conv_output_0", None),
+        ("/features/features.0/BatchNormalization", None),
+        ("/home/jürgen/Nets", "Nets"),
+        ("see https://tvm.apache.org/docs/install, docs/tvm.md, 3/4/5 and (a)/(b)/c", None),
+        ("../nets/m.onnx", None),
+    ],
+)
+def test_of_an_absolute_path_its_name_is_left(text, left):
+    found = orjson.loads(without_folders(orjson.dumps([{"message": text}, 1.5])))
+    assert found == [{"message": text if left is None else left}, 1.5]
+
+
+@pytest.mark.parametrize(
+    "path", ["/srv/jürgen, x/m.onnx", "/srv/a: b/m.onnx", "~/nets (old)/m.onnx", "/srv/'x'/m.onnx"]
+)
+def test_a_field_that_holds_a_path_is_one_from_end_to_end(path):
+    asked = {"experiment": {"model": path, "steps": [{"warm_start": [path], "steps": [{"source": [path, "alexnet"]}]}]}}
+    found = orjson.loads(without_folders(orjson.dumps(asked)))["experiment"]
+    assert (found["model"], found["steps"][0]["warm_start"]) == ("m.onnx", ["m.onnx"])
+    assert found["steps"][0]["steps"][0]["source"] == ["m.onnx", "alexnet"]
 
 
 def test_the_same_runs_give_the_same_archive(run, archive, tmp_path):

@@ -10,7 +10,6 @@ import html
 import io
 import lzma
 import os
-import re
 import shutil
 import tarfile
 import tempfile
@@ -27,6 +26,7 @@ import platformdirs
 from tvmlab.core import InputError, RecordError, RunError
 from tvmlab.datafiles import data_dir
 from tvmlab.frames import folders
+from tvmlab.privacy import without_folders
 from tvmlab.records import RunFolder
 from tvmlab.study_folder import StudyFolder
 
@@ -37,7 +37,6 @@ _ABOUT = "recording.json"
 _ENDING = ".tar.xz"
 _DATABASE = "database_"
 _LARGE_BYTES = 8 << 20
-_PATH = re.compile(rb"(?<![\w.\\])/(?:[\w.+-]+/)+([\w.+-]+)")  # an absolute path, whose folders are nobody's business
 
 
 class Recording(Sequence[RunFolder]):
@@ -172,8 +171,10 @@ def _members(root: Path, files: Sequence[Path]) -> Iterator[tuple[str, bytes]]:
         content = file.read_bytes()
         if file.name == "environment.json":
             content = orjson.dumps({name: value for name, value in orjson.loads(content).items() if name != "command"})
-        is_database = file.name.startswith(_DATABASE)  # text in base 64 looks like paths
-        yield file.relative_to(root).as_posix(), content if is_database else _PATH.sub(rb"\1", content)
+        if not file.name.startswith(_DATABASE):  # text in base 64 looks like paths
+            parts = content.splitlines(keepends=True) if file.suffix == ".jsonl" else [content]
+            content = b"".join(map(without_folders, parts))
+        yield file.relative_to(root).as_posix(), content
 
 
 def recorded(name: str | Path, *, database: bool = False, cache: str | Path | None = None) -> Recording:
