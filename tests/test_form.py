@@ -10,7 +10,17 @@ import pytest
 
 import tvmlab
 from tvmlab.core import InputError, TrialStatus
-from tvmlab.experiment import Ansor, AutoTVM, Droplet, Experiment, LayoutTuning, Measure, Repeat, TransferTuning
+from tvmlab.experiment import (
+    Ansor,
+    AutoTVM,
+    Droplet,
+    Experiment,
+    LayoutTuning,
+    Measure,
+    Repeat,
+    Selective,
+    TransferTuning,
+)
 from tvmlab.presets import PRESETS, TimeEstimate
 from tvmlab.widgets import forecast
 from tvmlab.widgets.forecast import forecast_html
@@ -180,6 +190,34 @@ def test_another_engine_gets_the_budget_that_corresponds(form):
     knobs(form)["trials_per_kernel"].control.value = "many"
     form.steps[0].choice.value = AutoTVM
     assert form.experiment.steps == (AutoTVM(),)
+
+
+def errors(form):
+    """What is said in red, by knob."""
+    found = {name: knob.row.children[1] for name, knob in knobs(form).items()}
+    assert {name for name, message in found.items() if message.layout.display == ""} == {
+        name for name, knob in knobs(form).items() if knob.error
+    }
+    return {name: message.value for name, message in found.items() if message.layout.display == ""}
+
+
+def test_a_knob_is_judged_beside_what_the_others_say_now(form):
+    form.steps[0].choice.value = AutoTVM
+    knobs(form)["exploration_trials"].control.value = "100"
+    knobs(form)["random_trials"].control.value = "50"
+    assert errors(form) == {} and knobs(form)["random_trials"].error == "" and not form.start_button.disabled
+    knobs(form)["exploration_trials"].control.value = "20"
+    assert list(errors(form)) == ["random_trials"] and "exploration_trials=20" in errors(form)["random_trials"]
+    knobs(form)["batch_size"].control.value = "many"  # one knob's fault is not said of another, nor hides it
+    assert set(errors(form)) == {"random_trials", "batch_size"} and form.start_button.disabled
+    knobs(form)["random_trials"].control.value = "20"
+    assert list(errors(form)) == ["batch_size"]
+    form.steps[0].choice.value = Selective
+    knobs(form)["engine"].control.value = "ansor"
+    knobs(form)["population"].control.value = "64"
+    assert errors(form) == {} and not form.start_button.disabled
+    knobs(form)["engine"].control.value = "autotvm"
+    assert list(errors(form)) == ["population"] and form.start_button.disabled
 
 
 def test_a_repetition_is_kept_and_can_be_changed_in_number():

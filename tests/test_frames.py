@@ -97,6 +97,19 @@ def test_the_numbers_do_not_depend_on_how_the_file_is_cut_into_chunks(make_run, 
     pd.testing.assert_frame_equal(frames.trials(folder), whole)
 
 
+@pytest.mark.parametrize("whole", [False, True])
+def test_a_line_that_is_written_while_it_is_read_is_left_out(make_run, whole):
+    from tvmlab.columns import _parsed
+
+    path = make_run(TRIALS).path / "trials.jsonl"
+    *lines, last = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(lines) + last[:50])
+    reading = _parsed(RunFolder(path.parent), whole=whole)
+    assert len(next(reading)) == len(lines)
+    path.write_bytes(b"".join([*lines, last, last]))
+    assert list(reading) == []
+
+
 def test_a_torn_last_line_is_left_out_and_a_damaged_one_named(make_run):
     folder = make_run(TRIALS)
     path = folder.path / "trials.jsonl"

@@ -10,6 +10,7 @@ import pytest
 
 from tvmlab import Ansor, Study, StudyFolder, frames
 from tvmlab.core import InputError, RecordError, RunError
+from tvmlab.privacy import without_folders
 from tvmlab.recordings import pack, recorded
 
 recordings = importlib.import_module("tvmlab.recordings")  # tvmlab.recordings is the function of that name
@@ -68,12 +69,55 @@ def test_no_log_no_lock_no_command_no_path(make_run, tmp_path):
     from tvmlab.core import TrialStatus
 
     run = make_run([("dense", TrialStatus.BUILD_ERROR)], environment=ENVIRONMENT, model="/home/somebody/nets/mine.onnx")
+    message = "ld:\\n/home/jürgen/x/a.so is missing\n/home/jo hn/my nets/b.onnx at Conv (/layer1/conv1/Conv_output_0)"
+    run.write_json("state.json", {**run.read_json("state.json"), "message": message})
+    run.write_json("transfer.json", {"steps": {"0": {"pool": ["/data/jürgen, his (old)/run", "run-2"]}}, "rows": []})
+    with (run.path / "trials.jsonl").open("ab") as file:  # and a process that was killed as it wrote
+        file.write('{"message": "in /home/jürgen/x/c.so'.encode())
     path = pack(run, tmp_path / "x.tar.xz")
     assert not [name for name in names(path) if name.endswith(("log.txt", "lock"))]
     with tarfile.open(path) as found:
         text = b"".join(found.extractfile(member).read() for member in found if "database" not in member.name)
     assert b"/home" not in text and b"mine.onnx" in text and b"search_process" not in text
-    assert recorded(path, cache=tmp_path / "cache")[0].experiment.model == "mine.onnx"
+    assert "jürgen" not in text.decode() and b'"in c.so' in text
+    found = recorded(path, cache=tmp_path / "cache")[0]
+    assert found.experiment.model == "mine.onnx" and found.read_json("transfer.json")["steps"]["0"]["pool"][0] == "run"
+    assert found.state.message == "ld:\\na.so is missing\nb.onnx at Conv (/layer1/conv1/Conv_output_0)"
+
+
+@pytest.mark.parametrize(
+    ("text", "left"),
+    [
+        ("/home/jürgen/nets/m.onnx", "m.onnx"),
+        ("/home/jo hn/nets/m.onnx", "m.onnx"),
+        ("cannot read '/home/jo hn/my nets/m 2.onnx' (no such file)", "cannot read 'm 2.onnx' (no such file)"),
+        ("before\n/home/u/x/m.onnx", "before\nm.onnx"),
+        (r"before\n/home/u/x/m.onnx\nafter", r"before\nm.onnx\nafter"),
+        ("/a/b.onnx is empty, see /c/d.txt", "b.onnx is empty, see d.txt"),
+        ("there is none in /home/jürgen: export it", "there is none in ~: export it"),
+        ("~/nets/m.onnx or ~jürgen/x/m.onnx", "m.onnx or m.onnx"),
+        ("no '/home/u/a.so' nor \"/home/O'Brien/b.so\"", "no 'a.so' nor \"b.so\""),
+        ("file:///home/u/m.onnx", "file:m.onnx"),
+        ("/layer1/conv1/Conv_output_0", None),
+        ("/features/features.0/BatchNormalization", None),
+        ("/home/jürgen/Nets", "Nets"),
+        ("see https://tvm.apache.org/docs/install, docs/tvm.md, 3/4/5 and (a)/(b)/c", None),
+        ("../nets/m.onnx", None),
+    ],
+)
+def test_of_an_absolute_path_its_name_is_left(text, left):
+    found = orjson.loads(without_folders(orjson.dumps([{"message": text}, 1.5])))
+    assert found == [{"message": text if left is None else left}, 1.5]
+
+
+@pytest.mark.parametrize(
+    "path", ["/srv/jürgen, x/m.onnx", "/srv/a: b/m.onnx", "~/nets (old)/m.onnx", "/srv/'x'/m.onnx"]
+)
+def test_a_field_that_holds_a_path_is_one_from_end_to_end(path):
+    asked = {"experiment": {"model": path, "steps": [{"warm_start": [path], "steps": [{"source": [path, "alexnet"]}]}]}}
+    found = orjson.loads(without_folders(orjson.dumps(asked)))["experiment"]
+    assert (found["model"], found["steps"][0]["warm_start"]) == ("m.onnx", ["m.onnx"])
+    assert found["steps"][0]["steps"][0]["source"] == ["m.onnx", "alexnet"]
 
 
 def test_the_same_runs_give_the_same_archive(run, archive, tmp_path):
@@ -91,6 +135,28 @@ def test_a_folder_of_runs_is_packed_with_what_lies_in_it(make_run, tmp_path):
     assert (found.folder_path / "comparisons" / "a.json").read_text() == "[1]"
     assert (found.folder_path / "study.json").exists()
     assert set(frames.summary(found)["seed"]) == {0, 1}
+
+
+def test_a_run_that_never_began_is_packed_with_the_others(make_run, tmp_path):
+    good, failed = make_run(environment=ENVIRONMENT), make_run(environment=None, tasks=(), trials=[], status="failed")
+    found = recorded(pack(good.path.parent, tmp_path / "s.tar.xz"), cache=tmp_path / "cache")
+    assert {run.id for run in found} == {good.id, failed.id}
+    assert found.about["targets"] == ["test-cpu"] and found.about["trials"] == good.state.trials
+    alone = recorded(pack(failed, tmp_path / "one.tar.xz"), cache=tmp_path / "cache")
+    assert [run.status for run in alone] == ["failed"] and alone.about["targets"] == []
+
+
+@pytest.mark.parametrize("left", ["whole", "begun"])
+def test_a_folder_that_a_killed_process_was_making_is_not_packed(make_run, tmp_path, left):
+    good, other = make_run(environment=ENVIRONMENT), make_run(environment=ENVIRONMENT)
+    scratch = good.path.with_name(".new-abc")
+    scratch.mkdir()
+    other.path.rename(scratch / other.id)
+    if left == "begun":
+        (scratch / other.id / "experiment.json").write_text("{")
+    path = pack(good.path.parent, tmp_path / "s.tar.xz")
+    assert not [name for name in names(path) if ".new" in name or other.id in name]
+    assert [run.id for run in recorded(path, cache=tmp_path / "cache")] == [good.id]
 
 
 def test_what_is_no_study_is_not_opened_as_one(archive, tmp_path):
@@ -206,6 +272,25 @@ def test_an_archive_of_a_newer_tvmlab_or_of_something_else(tmp_path):
         other = written(tmp_path / "o.tar.xz", content)
         with pytest.raises(RecordError, match="is not a recording"):
             recorded(other, cache=tmp_path)
+
+
+@pytest.mark.parametrize("name", ["../elsewhere", "runs/../../elsewhere", "/etc", 7])
+def test_an_archive_that_names_what_is_not_in_it_is_refused(tmp_path, name):
+    about = {"format": recordings.FORMAT, "name": "x", "runs": ["fine", name]}
+    path = written(tmp_path / "o.tar.xz", orjson.dumps(about))
+    for _ in range(2):
+        with pytest.raises(RecordError, match=r"o\.tar\.xz .*make another with tvmlab\.pack"):
+            recorded(path, cache=tmp_path / "cache")
+
+
+def test_an_archive_with_a_second_description_is_read_by_what_was_unpacked(tmp_path):
+    good, bad = (orjson.dumps({"format": 1, "name": "x", "runs": runs}) for runs in ([], ["../elsewhere"]))
+    with tarfile.open(tmp_path / "two.tar.xz", "w:xz") as archive:
+        for content in (good, bad):
+            (tmp_path / "about").write_bytes(content)
+            archive.add(tmp_path / "about", "recording.json")
+    with pytest.raises(RecordError, match="names a run that is not in it"):
+        recorded(tmp_path / "two.tar.xz", cache=tmp_path / "cache")
 
 
 def test_what_came_with_the_project_opens(tmp_path):

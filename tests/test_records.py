@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 import warnings
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
@@ -21,7 +22,7 @@ from tvmlab import records
 from tvmlab.core import MissingTool, RecordError, RunError, Trial, TrialStatus
 from tvmlab.experiment import Ansor, Experiment
 from tvmlab.records import FORMAT, RunFolder, State, TrialWriter, cut_torn_line
-from tvmlab.run import Run
+from tvmlab.run import Run, runs
 
 EXPERIMENT = Experiment(model="squeezenet", steps=[Ansor(max_trials=4)])
 
@@ -208,6 +209,27 @@ def test_a_killed_process_leaves_no_lock_and_a_failed_run(folder, holder):
     folder.acquire().release()
 
 
+def test_a_run_of_another_user_is_listed_too(folder, holder, monkeypatch):
+    """Its lock may not be opened to write, which filelock does; who may read it sees whether it is held."""
+
+    def refuse(*_, **__):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    def listed():
+        return runs(folder.path.parent).loc[folder.id, "status"]
+
+    folder.write_state(State(status="running", pid=holder.pid, heartbeat_s=time.time()))
+    monkeypatch.setattr(records.FileLock, "acquire", refuse)
+    assert folder.is_locked() and listed() == "running"
+    holder.send_signal(signal.SIGKILL)
+    holder.wait()
+    assert not folder.is_locked() and listed() == "failed"
+    monkeypatch.setattr(os, "open", refuse)  # not even to read
+    assert folder.is_locked() and listed() == "running"
+    folder.write_state(replace(folder.state, heartbeat_s=time.time() - 1000))
+    assert not folder.is_locked() and listed() == "failed"
+
+
 def test_stop_asks_again_while_the_holder_has_not_said_its_name(folder, holder, monkeypatch):
     """Two processes may want the run (its launcher was killed); the one that lost the race for the lock is gone."""
     loser = subprocess.Popen([sys.executable, "-c", ""])
@@ -288,6 +310,31 @@ def test_a_full_disk_when_a_trial_is_written(written, monkeypatch):
         writer.append(trial(4))
     whole.close()
     assert list(written.trials()) == [trial(1), trial(2), trial(3)]
+
+
+def test_the_heartbeat_goes_on_after_a_moment_without_room(folder, monkeypatch):
+    from tvmlab import search_process
+
+    written, refused = threading.Event(), threading.Event()
+    real = RunFolder.write_json
+
+    def write_json(self, name, value):
+        if name == "state.json" and not refused.is_set():
+            refused.set()
+            _disk_full()
+        real(self, name, value)
+        written.set()
+
+    class Session:
+        state = staticmethod(lambda status, message: State(status=status, trials=7))
+
+    monkeypatch.setattr(RunFolder, "write_json", write_json)
+    monkeypatch.setattr(search_process, "_HEARTBEAT_S", 0.01)
+    pulse = search_process._Heartbeat(folder, Session())
+    pulse.start()
+    assert written.wait(10) and refused.is_set()
+    pulse.finish()
+    assert folder.state.trials == 7
 
 
 def test_a_disk_that_fills_up_in_the_middle_of_a_line_loses_only_that_line(folder):

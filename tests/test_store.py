@@ -122,7 +122,7 @@ def test_delete_removes_what_is_named_and_never_a_running_run(store):
     with pytest.raises(RecordError, match="no run 'nowhere'"):
         tvmlab.delete_runs([first, "nowhere"], store)
     assert len(list(store.iterdir())) == 3
-    assert tvmlab.delete_runs([first, store / third], store) == [first, third]
+    assert tvmlab.delete_runs([first, store / third, store / first, third], store) == [first, third]
     assert [path.name for path in store.iterdir()] == [second]
     (store / "notes").mkdir()
     with pytest.raises(RecordError):

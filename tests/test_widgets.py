@@ -302,7 +302,23 @@ def test_a_refused_start_says_why(monkeypatch):
     form = Form(Experiment(model="alexnet"))
     form.start_button.click()
     assert "unknown model &lt;x&gt;: see tvmlab.models()" in form.monitor.message.value
-    assert form.run is None
+    assert form.run is None and not form.start_button.disabled
+
+
+def test_a_double_click_starts_one_search(start, tmp_path, monkeypatch):
+    """The second click waits in the kernel until the first was heeded, and comes although the button is grey."""
+    form = Form(Experiment(model="alexnet"), runs_dir=tmp_path)
+    was_disabled = []
+
+    def slowly(*args, **options):
+        was_disabled.append(form.start_button.disabled)
+        return start(*args, **options, total=10_000)
+
+    monkeypatch.setattr(running, "tune", slowly)
+    form.start_button.click()
+    form.start_button.click()
+    assert was_disabled == [True] and len(list(tmp_path.glob("*/experiment.json"))) == 1
+    assert form.start_button.disabled and form.monitor.status == "running"
 
 
 def test_stop_without_a_run_is_refused():
@@ -316,6 +332,14 @@ def test_the_monitor_shows_a_run_that_another_process_ended(start, tmp_path):
     view = Monitor(run)
     until(lambda: view.status == "done")
     assert "6 of 6" in view.status_line.value
+
+
+def test_a_run_that_is_shown_again_is_watched_once(start):
+    run = start(Experiment(model="alexnet"), total=10_000)
+    shown = [running.Run(RunFolder(run.folder.path))._repr_mimebundle_() for _ in range(3)]
+    names = [thread.name for thread in threading.enumerate()]
+    assert names.count(f"tvmlab-monitor-{run.id}") == 1
+    assert len({str(each["application/vnd.jupyter.widget-view+json"]) for each in shown}) == 1
 
 
 def test_closing_ends_the_watching_and_not_the_run(start):

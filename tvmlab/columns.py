@@ -165,8 +165,10 @@ def _parsed(folder: RunFolder, whole: bool) -> Iterator[list[dict[str, Any]]]:
     if not path.exists():
         return
     with path.open("rb") as file:
-        while lines := file.readlines(_PARSE_BYTES):
-            if not lines[-1].endswith(b"\n"):
+        is_whole = True
+        while is_whole and (lines := file.readlines(_PARSE_BYTES)):
+            is_whole = lines[-1].endswith(b"\n")
+            if not is_whole:  # to read on would be to begin with its rest, if that is written meanwhile
                 lines.pop()
             try:
                 yield _array(lines if whole else map(_without_decisions, lines))

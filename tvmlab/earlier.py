@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -38,25 +38,30 @@ class Device(Protocol):
         ...
 
 
-def readable(runs_dir: Path) -> list[RunFolder]:
-    """The runs of a folder that this version can read, the newest first."""
+def readable(runs_dir: Path, left_out: Callable[[str, Exception], None] = lambda name, error: None) -> list[RunFolder]:
+    """The runs of a folder that this version can read, the newest first; `left_out` is told of the others, and why."""
     found = []
     for path in runs_dir.glob("*/experiment.json"):
         try:
             folder = RunFolder.open(path.parent)
-            folder.experiment  # noqa: B018  what cannot be read is no source
-            found.append((folder.read_json("state.json", missing={}).get("started_s", 0.0), folder.id, folder))
-        except (TvmlabError, ValueError):
-            continue
+            folder.experiment, folder.environment, folder.tasks  # noqa: B018  what cannot be read is no source
+            found.append((folder.state.started_s, folder.id, folder))
+        except (TvmlabError, ValueError) as error:
+            left_out(path.parent.name, error)
     return [folder for *_, folder in sorted(found, key=lambda item: item[:2], reverse=True)]
 
 
-def ended(runs_dir: Path, target: Device, itself: str = "") -> list[RunFolder]:
+def ended(
+    runs_dir: Path,
+    target: Device,
+    itself: str = "",
+    left_out: Callable[[str, Exception], None] = lambda name, error: None,
+) -> list[RunFolder]:
     """The runs of a folder that are not running and were made on a target, the oldest first.
 
-    `itself` is the id of the run that asks.
+    `itself` is the id of the run that asks; `left_out` as in `readable`.
     """
-    found = [run for run in readable(runs_dir) if run.id != itself and is_of(run, target)]
+    found = [run for run in readable(runs_dir, left_out) if run.id != itself and is_of(run, target)]
     return [run for run in reversed(found) if run.status != "running"]
 
 

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from typing import Any
 
-from tvmlab.core import IMPROVED, Trial, TrialStatus, standing
+from tvmlab.core import IMPROVED, RecordError, Trial, TrialStatus, standing
 from tvmlab.experiment import Selective
 from tvmlab.records import RunFolder
 
@@ -114,25 +114,46 @@ def read(
     """Add what the first lines of a run's trials say of some tasks; a reading that was refuted says nothing.
 
     `others` are the trials of other tasks that were read before: what a fork has from its origin is counted once.
+    Raises RecordError for a damaged run, of which nothing is added then.
     """
-    stages, mine = run.experiment.stages, []
+    stages, exhausted = run.experiment.stages, run.read_json(EXHAUSTED_FILE, missing={})
+    mine, foreign = _divided(run, lines, wanted)
     new: dict[tuple[int, str], Counter[str]] = defaultdict(Counter)  # by stage and engine, of each task
-    for row in islice(run.rows(), lines):
-        if row["trial"] == 0:
-            continue
-        if row["task_key"] in wanted:
-            mine.append(_trial(row))
-        elif (identity := (row["task_key"], row["key"])) not in others:
+    for identity, made in foreign.items():
+        if identity not in others:
             others.add(identity)
-            new[row["step"], _engine(stages[row["step"]], row["strategy"])][row["task_key"]] += 1
+            new[made][identity[0]] += 1
     for trial in standing(mine):
         engine = _engine(stages[trial.step], trial.strategy)
         if wanted[trial.task_key].add(run.id, engine, trial, unlike=unlike):
             new[trial.step, engine][trial.task_key] += 1
     _share(run, stages, new, wanted)
-    for key, size in run.read_json(EXHAUSTED_FILE, missing={}).items():
+    for key, size in exhausted.items():
         if key in wanted:
             wanted[key].exhausted = size
+
+
+def _divided(
+    run: RunFolder, lines: int, wanted: Mapping[str, Records]
+) -> tuple[list[Trial], dict[tuple[str, str], tuple[int, str]]]:
+    """The trials of the wanted tasks; of the others task and program, and the stage and engine that tried it first."""
+    stages = run.experiment.stages
+    mine: list[Trial] = []
+    foreign: dict[tuple[str, str], tuple[int, str]] = {}
+    try:
+        for row in islice(run.rows(), lines):
+            if row["trial"] == 0:
+                continue
+            engine = _engine(stages[row["step"]], row["strategy"])
+            if row["task_key"] in wanted:
+                mine.append(_trial(row))
+            else:
+                foreign.setdefault((row["task_key"], row["key"]), (row["step"], engine))
+    except (IndexError, KeyError, TypeError, ValueError) as error:
+        raise RecordError(
+            f"{run.path / 'trials.jsonl'} has a line that is no trial ({error})", remedy="delete that line"
+        ) from None
+    return mine, foreign
 
 
 def _engine(step: Any, strategy: str) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 
 from tvmlab.columns import TrialReader
-from tvmlab.core import InputError, Packing, TaskInfo
+from tvmlab.core import InputError, Packing, RecordError, TaskInfo
 from tvmlab.earlier import ended
 from tvmlab.experiment import Ansor, AutoTVM, Experiment, LayoutTuning, Measure, TransferTuning
 from tvmlab.layout_plan import LayoutPlan, described
@@ -220,7 +220,11 @@ def _rates(experiment: Experiment, target: Target, runs_dir: Path) -> Mapping[st
     found: dict[str, list[tuple[bool, int, float]]] = defaultdict(list)  # same model, trials, seconds; oldest first
     for run in ended(runs_dir, target):
         same = run.experiment.model == experiment.model
-        for kind, count, seconds in _spent(run):
+        try:
+            spent_there = _spent(run)
+        except RecordError:  # what is damaged says nothing of the rate
+            continue
+        for kind, count, seconds in spent_there:
             if count >= _ENOUGH and seconds > 0:
                 found[kind].append((same, count, seconds))
     rates = {kind: (rate, "docs/benchmarks.md") for kind, rate in TRIALS_PER_S.items()}

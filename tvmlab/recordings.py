@@ -10,7 +10,6 @@ import html
 import io
 import lzma
 import os
-import re
 import shutil
 import tarfile
 import tempfile
@@ -27,6 +26,7 @@ import platformdirs
 from tvmlab.core import InputError, RecordError, RunError
 from tvmlab.datafiles import data_dir
 from tvmlab.frames import folders
+from tvmlab.privacy import without_folders
 from tvmlab.records import RunFolder
 from tvmlab.study_folder import StudyFolder
 
@@ -37,7 +37,6 @@ _ABOUT = "recording.json"
 _ENDING = ".tar.xz"
 _DATABASE = "database_"
 _LARGE_BYTES = 8 << 20
-_PATH = re.compile(rb"(?<![\w.\\])/(?:[\w.+-]+/)+([\w.+-]+)")  # an absolute path, whose folders are nobody's business
 
 
 class Recording(Sequence[RunFolder]):
@@ -131,18 +130,25 @@ def _runs_of(source: Any) -> tuple[Path, list[RunFolder], list[Path]]:
     """The folder that the archive mirrors, the runs in it, and all files there are."""
     path = Path(source) if isinstance(source, str | Path) else None
     if path is not None and path.is_dir() and not (path / "experiment.json").exists():
-        found = [RunFolder.open(file.parent) for file in sorted(path.rglob("experiment.json"))]
+        files = _files_in(path)
+        found = [RunFolder.open(file.parent) for file in sorted(files) if file.name == "experiment.json"]
         if not found:
             raise InputError(f"{path} holds no runs", remedy="pass a run's folder, or one that has runs in it")
-        return path, found, list(path.rglob("*"))
+        return path, found, files
     runs = [RunFolder(run.path.resolve()) for run in folders(source)]
     if len({run.path.parent for run in runs}) > 1:
         raise InputError("these runs are in several folders", remedy="pack each, or move them into one")
-    return runs[0].path.parent, runs, [file for run in runs for file in run.path.rglob("*")]
+    return runs[0].path.parent, runs, [file for run in runs for file in _files_in(run.path)]
+
+
+def _files_in(folder: Path) -> list[Path]:
+    """All files below a folder, but those that a process was still making when it was killed."""
+    found = (path for path in folder.rglob("*") if path.is_file())
+    return [path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
 
 
 def _about(name: str, root: Path, runs: Sequence[RunFolder], note: str) -> dict[str, Any]:
-    environments = [run.environment for run in runs]
+    environments = [found for run in runs if (found := run.environment)]  # a run that never began has none
     began = min(run.state.started_s for run in runs)
     return {
         "format": FORMAT,
@@ -160,21 +166,23 @@ def _about(name: str, root: Path, runs: Sequence[RunFolder], note: str) -> dict[
 
 def _members(root: Path, files: Sequence[Path]) -> Iterator[tuple[str, bytes]]:
     """Names and contents for the archive; files of the same name side by side, which compresses best."""
-    kept = [file for file in files if file.suffix in (".json", ".jsonl") and not file.name.startswith(".")]
+    kept = [file for file in files if file.suffix in (".json", ".jsonl")]
     for file in sorted(kept, key=lambda file: (file.name.startswith(_DATABASE), file.name, str(file))):
         content = file.read_bytes()
         if file.name == "environment.json":
             content = orjson.dumps({name: value for name, value in orjson.loads(content).items() if name != "command"})
-        is_database = file.name.startswith(_DATABASE)  # text in base 64 looks like paths
-        yield file.relative_to(root).as_posix(), content if is_database else _PATH.sub(rb"\1", content)
+        if not file.name.startswith(_DATABASE):  # text in base 64 looks like paths
+            parts = content.splitlines(keepends=True) if file.suffix == ".jsonl" else [content]
+            content = b"".join(map(without_folders, parts))
+        yield file.relative_to(root).as_posix(), content
 
 
 def recorded(name: str | Path, *, database: bool = False, cache: str | Path | None = None) -> Recording:
     """A recording of data/recorded_runs by name, or any archive of `pack` by path, unpacked into the user's cache.
 
     `database` unpacks TVM's databases too: what is needed to compile, to transfer from the runs or to go on with them.
-    `cache` is another folder to unpack into. Raises InputError for an unknown name, RecordError for a damaged archive
-    or one that a newer tvmlab made.
+    `cache` is another folder to unpack into. Raises InputError for an unknown name, RecordError for a damaged archive,
+    one that a newer tvmlab made, or one that names runs outside of itself.
     """
     path = _archive(name)
     content = path.read_bytes()
@@ -183,7 +191,7 @@ def recorded(name: str | Path, *, database: bool = False, cache: str | Path | No
     home = parent / (f"{stem}-database" if database else stem)
     if not home.is_dir():
         _unpack(path, content, home, database)
-    return Recording(home, orjson.loads((home / _ABOUT).read_bytes()))
+    return Recording(home, _checked(path, orjson.loads((home / _ABOUT).read_bytes())))
 
 
 def recordings() -> pd.DataFrame:
@@ -264,6 +272,14 @@ def _checked(path: Path, about: Any) -> dict[str, Any]:
         )
     if known != FORMAT or not {"name", "runs"} <= about.keys():
         raise RecordError(f"{path} is not a recording", remedy="make one with tvmlab.pack")
+    runs = about["runs"]
+    if not isinstance(runs, list) or not all(isinstance(name, str) for name in runs):
+        raise RecordError(f"{path} does not list its runs", remedy="make another with tvmlab.pack")
+    if outside := [name for name in runs if Path(name).is_absolute() or ".." in Path(name).parts]:
+        raise RecordError(
+            f"{path} names a run that is not in it, {outside[0]!r}",
+            remedy="do not trust it; make another with tvmlab.pack",
+        )
     return about
 
 

@@ -25,6 +25,7 @@ import os
 import re
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ from filelock import FileLock, Timeout
 
 from tvmlab.core import Assignment, MissingTool, Packing, RecordError, Roofline, RunError, TaskInfo, Trial, TrialStatus
 from tvmlab.experiment import Experiment
+from tvmlab.locks import is_held
 
 __all__ = ["FORMAT", "MINIMA_FILE", "RunFolder", "State", "TrialWriter", "cut_torn_line", "default_runs_dir"]
 
@@ -143,25 +145,29 @@ class RunFolder:
     @property
     def experiment(self) -> Experiment:
         """What was asked."""
-        asked = self.read_json("experiment.json")["experiment"]
-        asked.get("measure", {}).pop("processes", None)  # a knob that there was for a day (decision 15)
+        with self._as_written("experiment.json"):
+            asked = self.read_json("experiment.json")["experiment"]
+            asked.get("measure", {}).pop("processes", None)  # a knob that there was for a day (decision 15)
         return Experiment.from_json(orjson.dumps(asked))
 
     @property
     def environment(self) -> dict[str, Any]:
         """Machine, versions, target; empty until the search process has written it."""
-        return self.read_json("environment.json", missing={})
+        with self._as_written("environment.json"):
+            return {**self.read_json("environment.json", missing={})}
 
     @property
     def roofline(self) -> Roofline | None:
         """The device's measured limits, None if they were not measured."""
-        found = self.environment.get("target", {}).get("roofline")
-        return Roofline(**found) if found else None
+        with self._as_written("environment.json"):
+            found = self.environment.get("target", {}).get("roofline")
+            return Roofline(**found) if found else None
 
     @property
     def tasks(self) -> list[TaskInfo]:
         """The model's tasks; empty until the search process has extracted them."""
-        return [TaskInfo(**row) for row in self.read_json("tasks.json", missing=[])]
+        with self._as_written("tasks.json"):
+            return [TaskInfo(**row) for row in self.read_json("tasks.json", missing=[])]
 
     @property
     def layouts(self) -> dict[str, Any] | None:
@@ -209,10 +215,11 @@ class RunFolder:
     def _state(self) -> State:
         """The last state written, as it is there."""
         found = self.read_json("state.json", missing={"status": "failed", "message": "state.json is missing"})
-        if "wall_s" not in found:  # before it was noted; such a run had one session, as far as is known
-            before_s = self.read_json("fork.json", missing={}).get("elapsed_s", 0.0)
-            found["wall_s"] = before_s + found.get("heartbeat_s", 0.0) - found.get("started_s", 0.0)
-        return State(**found)
+        with self._as_written("state.json"):
+            if "wall_s" not in found:  # before it was noted; such a run had one session, as far as is known
+                before_s = self.read_json("fork.json", missing={}).get("elapsed_s", 0.0)
+                found["wall_s"] = before_s + found.get("heartbeat_s", 0.0) - found.get("started_s", 0.0)
+            return State(**found)
 
     @property
     def status(self) -> str:
@@ -237,12 +244,14 @@ class RunFolder:
 
     def is_locked(self) -> bool:
         """Whether a living process holds the run (the kernel frees the lock of a dead one)."""
-        lock = self.lock()
         try:
-            with lock.acquire():
+            with self.lock().acquire():
                 return False
         except Timeout:
             return True
+        except OSError:  # another user's run, or a disk that is read only
+            held, last = is_held(self.path / "lock"), self._state()
+            return time.time() - max(last.heartbeat_s, last.started_s) < _STALE_START_S if held is None else held
 
     def write_state(self, state: State) -> None:
         """Replace state.json."""
@@ -270,6 +279,17 @@ class RunFolder:
         except orjson.JSONDecodeError as error:
             raise RecordError(
                 f"{path} is damaged ({error})", remedy="restore it from a copy or delete the run"
+            ) from None
+
+    @contextmanager
+    def _as_written(self, name: str) -> Iterator[None]:
+        """Raises RecordError where a file of the folder is JSON, but does not hold what this version knows."""
+        try:
+            yield
+        except (AttributeError, TypeError) as error:
+            raise RecordError(
+                f"{self.path / name} does not hold what it should ({error})",
+                remedy="restore it from a copy, or delete the run; install a newer tvmlab if that wrote it",
             ) from None
 
     def rows(self) -> Iterator[dict[str, Any]]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tvmlab.core import RecordError, Trial
+from tvmlab.core import RecordError, Trial, TvmlabError
 from tvmlab.earlier import Device, ended
 from tvmlab.experiment import Ansor, AutoTVM, Experiment, LayoutTuning, searches_templates
 from tvmlab.past_records import Best, Past, Records, read
@@ -55,15 +55,19 @@ def begin(folder: RunFolder, target: Device) -> None:
     """
     asked = any(getattr(step, "reuse", False) for step in folder.experiment.stages)
     if asked and not (folder.path / REUSE_FILE).exists() and next(folder.rows(), None) is None:
-        noted = _noted(folder.path.parent, target, folder.id)
+        noted = _noted(ended(folder.path.parent, target, folder.id, _say_left_out))
         if noted["runs"]:
             folder.write_json(REUSE_FILE, noted)
 
 
-def _noted(runs_dir: Path, target: Device, itself: str = "") -> dict[str, Any]:
+def _noted(runs: Iterable[RunFolder]) -> dict[str, Any]:
     """reuse.json before the tasks are known."""
-    lines = {run.id: _lines(run) for run in ended(runs_dir, target, itself)}
+    lines = {run.id: _lines(run) for run in runs}
     return {"runs": {run: count for run, count in lines.items() if count}, "layouts": "", "tasks": {}}
+
+
+def _say_left_out(name: str, error: Exception) -> None:
+    print(f"earlier run {name} cannot be read, nothing is taken from it: {error}", flush=True)
 
 
 def _lines(run: RunFolder) -> int:
@@ -115,7 +119,7 @@ class Reuse:
     @classmethod
     def forecast(cls, experiment: Experiment, runs_dir: Path, target: Device) -> Reuse:
         """What a run of this experiment would take if it began now; nothing is written."""
-        return cls(experiment, runs_dir, _noted(runs_dir, target))
+        return cls(experiment, runs_dir, _noted(ended(runs_dir, target)))
 
     @property
     def runs(self) -> list[RunFolder]:
@@ -130,7 +134,11 @@ class Reuse:
         """
         cold = self._experiment.measure.cold_weights
         for run in filter(None, (_opened(self._runs_dir, name) for name in reversed(self._file["runs"]))):
-            found, first = run.layouts, run.experiment.stages[0]
+            try:
+                found, first = run.layouts, run.experiment.stages[0]
+            except TvmlabError as error:
+                _say_left_out(run.id, error)
+                continue
             if not (step.reuse and found and found["finished"] and isinstance(first, LayoutTuning)):
                 continue
             same = _choice(first) == _choice(step) and first.trials_per_variant >= step.trials_per_variant
@@ -166,8 +174,12 @@ class Reuse:
             run = _opened(self._runs_dir, name)
             if run is None:
                 print(f"earlier run {name} cannot be read any more: its records are not started from", flush=True)
-            elif not wanted.keys().isdisjoint(info.key for info in run.tasks):
-                read(run, lines, wanted, others, unlike=run.experiment.measure.cold_weights != cold)
+                continue
+            try:
+                if not wanted.keys().isdisjoint(info.key for info in run.tasks):
+                    read(run, lines, wanted, others, unlike=run.experiment.measure.cold_weights != cold)
+            except TvmlabError as error:
+                _say_left_out(name, error)
         noted = {key: records.noted() for key, records in wanted.items() if records.runs}
         self._file["tasks"] = {**noted, **self._file["tasks"]}  # what was noted before is what the run goes by
         self._write(self._file)

@@ -11,6 +11,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -171,7 +172,8 @@ class _Heartbeat(threading.Thread):
     def run(self) -> None:
         """Beat until told to finish."""
         while not self._finished.is_set():
-            _write(self._folder, self._session, "running", reuse.said_of_reuse(self._folder))
+            with suppress(OSError):  # the disk may have room again at the next beat
+                _write(self._folder, self._session, "running", reuse.said_of_reuse(self._folder))
             self._finished.wait(_HEARTBEAT_S)
 
     def finish(self) -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tvmlab.core import InputError, Packing, TaskInfo, Trial, standing
+from tvmlab.core import InputError, Packing, RecordError, TaskInfo, Trial, standing
 from tvmlab.earlier import Device, attrs_of, is_of, readable
 from tvmlab.experiment import AutoTVM, Experiment, TransferTuning
 from tvmlab.records import RunFolder
@@ -141,7 +141,7 @@ def _named(name: str, target: Device, there: Sequence[RunFolder], runs_dir: Path
     usable = next((folder for folder in of_model if _is_usable(folder, target)), None)
     if usable is not None:
         return usable
-    foreign = next((folder for folder in of_model if folder.status == "done" and origins(folder)), None)
+    foreign = next(filter(_has_records, of_model), None)
     if foreign is None and not _is_run(name, runs_dir):
         raise InputError(
             f"transfer source {name!r} has no finished run with records in {runs_dir}",
@@ -183,7 +183,15 @@ def _is_run(name: str, runs_dir: Path) -> bool:
 
 
 def _is_usable(folder: RunFolder, target: Device) -> bool:
-    return folder.status == "done" and is_of(folder, target) and bool(origins(folder))
+    return is_of(folder, target) and _has_records(folder)
+
+
+def _has_records(folder: RunFolder) -> bool:
+    """Whether a run is done and has a tuned kernel; one that is damaged is no source."""
+    try:
+        return folder.status == "done" and bool(origins(folder))
+    except RecordError:
+        return False
 
 
 def _what_is_there(there: Sequence[RunFolder], runs_dir: Path) -> str:

@@ -82,12 +82,13 @@ def noted_frame(noted: Mapping[str, Any], tasks: Iterable[TaskInfo]) -> pd.DataF
 
 
 def delete_runs(runs: str | Path | Sequence[str | Path], runs_dir: str | Path | None = None) -> list[str]:
-    """Delete runs, by id or folder, and all that is in their folders; returns their ids.
+    """Delete runs, by id or folder, and all that is in their folders; returns their ids, each once.
 
     Raises RecordError for what is no run, RunError for one that is still running; then none is deleted.
     """
     names = [runs] if isinstance(runs, str | Path) else runs
-    found = [RunFolder.open(run, runs_dir) for run in names]
+    opened = [RunFolder.open(run, runs_dir) for run in names]
+    found = list({run.path.resolve(): run for run in opened}.values())
     for run in found:
         if run.status == "running":
             raise RunError(f"run {run.id} is running", remedy="stop it first; nothing was deleted")

@@ -11,6 +11,7 @@ from typing import Any
 from tvmlab.compat import read_database
 from tvmlab.core import Candidate, EnumeratedSpace, Strategy, Trial, standing
 from tvmlab.experiment import Ansor, AutoTVM, Droplet, LayoutTuning, TransferTuning
+from tvmlab.records import RunFolder
 from tvmlab.reuse import PAST
 from tvmlab.search.annealing import Annealing
 from tvmlab.search.costmodel import CostModel
@@ -83,7 +84,7 @@ class Strategies(dict[str, Strategy]):
         return [
             self._session.database,
             *(read_database(run.path, kind) for run in self._runs),
-            *(read_database(run.path, kind, fastest=_RECORDS) for run in reused),
+            *(database for run in reused if (database := _database_of(run, kind)) is not None),
         ]
 
     @cached_property
@@ -251,6 +252,16 @@ def template_space(task: Task, target: Target) -> EnumeratedSpace | None:
     if template_for(task.module, target.to_tvm()) is None:
         return None
     return TemplateSpace(task.key, task.module, target.to_tvm())
+
+
+def _database_of(run: RunFolder, kind: str) -> Any:
+    """The fastest records of an earlier run; None if they cannot be read."""
+    try:
+        return read_database(run.path, kind, fastest=_RECORDS)
+    except Exception as error:  # noqa: BLE001  JSON's errors, and whatever TVM's parser raises
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+        print(f"the database of earlier run {run.id} cannot be read, nothing is taken from it: {reason}", flush=True)
+        return None
 
 
 def warm_records(database: Any, task: Task, most: int = _RECORDS) -> list[tuple[Any, float]]:

@@ -35,12 +35,14 @@ class Knob:
     """The control of one field of an option class, filled with the value it has in `options`.
 
     `row` is the widget to show, `value` what the control says: where the text is no number at all the text
-    itself, so that the option class can refuse it. Raises TypeError for a field whose type has no control.
+    itself, so that the option class can refuse it. `beside` gives what the other controls of its group say now, by
+    name. Raises TypeError for a field whose type has no control.
     """
 
     def __init__(self, options: Options, name: str) -> None:
         field = type(options).model_fields[name]
         self.name = name
+        self.beside: Callable[[], Mapping[str, Any]] = dict
         self._options = options
         self._annotation = field.annotation
         self._write, self._read = _codec(self._annotation)
@@ -49,7 +51,6 @@ class Knob:
         self._message = widgets.HTML(layout={"display": "none", "margin": "0 0 4px 184px", "width": "260px"})
         line = labelled(name, self.control, unit_of(field), self.control.tooltip)
         self.row = widgets.VBox([line, self._message])
-        self.control.observe(lambda _: self.check(), "value")
 
     def _make_control(self, options: Options) -> Any:
         value = self._write(getattr(options, self.name))
@@ -70,9 +71,18 @@ class Knob:
 
     @property
     def error(self) -> str:
-        """The option class's message for this value, "" if it is accepted."""
+        """The option class's message for this value beside those of its group, "" if it is accepted."""
+        now = {**self.beside(), self.name: self.value}
+        if not self._refusal(now):
+            return ""
+        # What is wrong with another value by itself is said there.
+        sound = {name: value for name, value in now.items() if name == self.name or not self._refusal({name: value})}
+        return self._refusal(sound)
+
+    def _refusal(self, values: Mapping[str, Any]) -> str:
+        """The option class's message for these values among those it began with."""
         try:
-            type(self._options)(**{**dict(self._options), self.name: self.value})
+            type(self._options)(**{**dict(self._options), **values})
         except InputError as error:
             return str(error)
         return ""

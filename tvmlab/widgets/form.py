@@ -148,8 +148,17 @@ class Form(widgets.VBox):
         self.preset.observe(lambda _: self._choose(), "value")
         for name in ("model", "target"):
             self.own.knobs[name].observe(self._choose)
-        self.start_button.on_click(lambda _: self.monitor.guard(self.start, "Checking the model and the target."))
+        self.start_button.on_click(
+            lambda button: self.monitor.guard(button, self._press_start, "Checking the model and the target.")
+        )
         self.monitor.observe(lambda _: self._refresh(), "status")
+
+    def _press_start(self) -> None:
+        self.start_button.disabled = True  # it takes seconds, in which it could be clicked again
+        try:
+            self.start()
+        finally:
+            self._refresh()
 
     def _choose(self) -> None:
         """A preset was chosen, or another model or target while one was."""

@@ -53,7 +53,7 @@ class Group(widgets.VBox):
 
     def options(self, **more: Any) -> Any:
         """What the controls say. Raises InputError for the first value that is refused."""
-        return self._class(**{name: knob.value for name, knob in self.knobs.items()}, **{**self._kept, **more})
+        return self._class(**self._said(), **{**self._kept, **more})
 
     def fill(self, options: Options) -> None:
         """Show other options of the same class."""
@@ -62,7 +62,16 @@ class Group(widgets.VBox):
 
     def _add(self, knob: Knob) -> None:
         self.knobs[knob.name] = knob
-        knob.observe(self._changed)
+        knob.beside = self._said
+        knob.observe(self._edited)
+
+    def _said(self) -> dict[str, Any]:
+        return {name: knob.value for name, knob in self.knobs.items()}
+
+    def _edited(self) -> None:
+        for knob in self.knobs.values():  # one value may make another right or wrong
+            knob.check()
+        self._changed()
 
     def _lay_out(self) -> None:
         self.children = [knob.row for knob in self.knobs.values()]

@@ -11,7 +11,9 @@ import html
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 import ipywidgets as widgets
 import pandas as pd
@@ -50,6 +52,7 @@ class Monitor(widgets.VBox):
     def __init__(self, run: Run | None = None) -> None:
         self.run = run
         self._ended = threading.Event()
+        self._watcher: threading.Thread | None = None
         self._showing = threading.Lock()
         self.stop_button = action_button("Stop", "stop", "End the search; what was measured is kept")
         self.resume_button = action_button("Resume", "forward", "Continue to the total that was asked")
@@ -64,8 +67,10 @@ class Monitor(widgets.VBox):
         self.failed = widgets.Accordion([self.failures], layout={"display": "none", "max_width": "932px"})
         shown = [self.status_line, self.curve, self.table, self.failed]
         super().__init__([widgets.HTML(STYLE), self.buttons, self.message, *shown])
-        self.stop_button.on_click(lambda _: self.guard(self.stop, "Stopping after the trial under way."))
-        self.resume_button.on_click(lambda _: self.guard(self.resume, "Checking the model and the target."))
+        self.stop_button.on_click(lambda button: self.guard(button, self.stop, "Stopping after the trial under way."))
+        self.resume_button.on_click(
+            lambda button: self.guard(button, self.resume, "Checking the model and the target.")
+        )
         self.observe(lambda _: self._apply_status(), "status")
         self._apply_status()
         if run is not None:
@@ -77,9 +82,15 @@ class Monitor(widgets.VBox):
         self._ended = threading.Event()
         self.run = run
         self.status = "running" if run.status == "running" else ""  # how it ended appears with what is drawn
-        threading.Thread(
+        self._watcher = threading.Thread(
             target=self._watch, args=(run, self._ended), name=f"tvmlab-monitor-{run.id}", daemon=True
-        ).start()
+        )
+        self._watcher.start()
+
+    @property
+    def is_watching(self) -> bool:
+        """Whether it still looks for what changes: until the run ends, it cannot be read, or the widget is closed."""
+        return self._watcher is not None and self._watcher.is_alive() and not self._ended.is_set()
 
     def stop(self) -> None:
         """End the search after the trial under way. Raises RunError if there is no run."""
@@ -96,8 +107,10 @@ class Monitor(widgets.VBox):
         self._ended.set()
         super().close()
 
-    def guard(self, action: Callable[[], Any], doing: str) -> None:
+    def guard(self, button: widgets.Button, action: Callable[[], Any], doing: str) -> None:
         """Do what a button asks; say what is being done until the status changes, or why it was refused."""
+        if button.disabled:  # only the browser heeds that: a second click may wait here since before
+            return
         self.message.value = note_html(doing)
         try:
             action()
@@ -172,10 +185,16 @@ def _marks(run: Run) -> tuple[int, ...]:
 
 def _view(run: Run) -> dict[str, Any]:
     """How a notebook shows a run: the live view, and text for exported pages and terminals."""
-    shown = Monitor(run)._repr_mimebundle_() or {}
+    where = run.folder.path.resolve()
+    monitor = _shown.get(where)
+    if monitor is None or not monitor.is_watching:
+        _shown[where] = monitor = Monitor(run)
+    shown = monitor._repr_mimebundle_() or {}
     return {**shown, "text/plain": repr(run), "text/html": run._repr_html_()}
 
 
+# While a run goes on all its displays are one: each watcher takes from the CPU that is being measured.
+_shown: WeakValueDictionary[Path, Monitor] = WeakValueDictionary()
 running.view = _view
 
 
