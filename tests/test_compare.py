@@ -211,8 +211,9 @@ def test_the_order_rotates_and_a_slow_one_takes_fewer_turns():
 def test_numerics(found, ok):
     result = _numerics(_error([np.array(found, "float32")], [np.array([1.0, 2.0], "float32")]))
     assert result["ok"] is ok or result["ok"] == ok
-    two = _numerics(_error([np.ones(2), np.array(found)], [np.ones(2), np.array([1.0, 2.0])]))
-    assert bool(two["ok"]) == ok
+    right, true = np.ones(2), np.array([1.0, 2.0])
+    for outputs, expected in (([right, np.array(found)], [right, true]), ([np.array(found), right], [true, right])):
+        assert bool(_numerics(_error(outputs, expected))["ok"]) == ok
 
 
 class Sleeper(WorkerProcess):

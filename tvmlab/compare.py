@@ -287,5 +287,5 @@ def _error(found: list[Any], expected: list[Any]) -> float:
     for ours, theirs in zip(found, expected, strict=True):
         scale = float(np.abs(theirs).max()) or 1.0
         error = float(np.abs(ours.reshape(theirs.shape).astype("float64") - theirs).max()) / scale
-        worst = error if not error <= worst else worst  # a NaN is the worst there is
+        worst = float(np.maximum(worst, error))  # a NaN is the worst there is, in whichever output
     return worst
