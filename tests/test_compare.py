@@ -162,6 +162,23 @@ def test_bad_requests_are_refused(make_run, options, words):
         tvmlab.compare(make_run(), **options)
 
 
+@pytest.mark.parametrize(
+    ("knobs", "words"),
+    [
+        ({"seed": 1}, "another seed"),
+        ({"dims": {"n": 2}}, "another dims"),
+        ({"batch": 2, "model": "alexnet"}, "another model and batch"),
+    ],
+)
+def test_runs_whose_weights_or_inputs_differ_are_not_compared(make_run, knobs, words):
+    """Only onnxruntime of the first run is asked what is right."""
+    first, other = make_run(), make_run(**knobs)
+    with pytest.raises(InputError, match=f"run {other.id} has {words} than {first.id}: compare runs of the same"):
+        tvmlab.compare(first, [str(other.path)])
+    with pytest.raises(InputError, match=words):
+        compare_runs({"a": first, "b": other})
+
+
 def test_a_run_that_has_not_begun_is_refused(tmp_path):
     folder = RunFolder.create(Experiment(model="squeezenet"), tmp_path)
     with pytest.raises(RunError, match="has not begun"):

@@ -31,6 +31,7 @@ _BOUND = 1e-4  # largest allowed error of the whole model, relative to its large
 _RUNTIME_BYTES = 0.3e9
 _WEIGHT_COPIES = 3.5
 _GPU_TURN = (5, 0.05)  # an idle GPU lowers its clocks: it is given 50 ms to raise them
+_SAME = ("model", "batch", "dims", "seed")  # of runs that compute the same
 _SLOW_S = 0.25  # a subject slower than this takes its turn in only some of the rounds
 
 
@@ -88,18 +89,17 @@ def compare(
 ) -> Comparison:
     """Time the run's compiled model and the baselines in turns, each in a process of its own, the others frozen.
 
-    A baseline is "untuned", "onnxruntime" (always on the CPU), another run of the same model (id or folder), or an
-    optional extra: "openvino" (fp32, latency hint, CPU), "torch" (eager, on the graph with its BatchNormalization
-    folded) or "torch-compile" (max-autotune, on a GPU with CUDA graphs). torch runs on the run's device;
-    "torch-tf32" and "torch-compile-tf32" may round factors to TensorFloat-32, which no other subject does.
+    A baseline is "untuned", "onnxruntime" (always on the CPU), another run (id or folder) of the same model, batch,
+    dims and seed, or an optional extra: "openvino" (fp32, latency hint, CPU), "torch" (eager, on the graph with its
+    BatchNormalization folded) or "torch-compile" (max-autotune, on a GPU with CUDA graphs). torch runs on the run's
+    device; "torch-tf32" and "torch-compile-tf32" may round factors to TensorFloat-32, which no other subject does.
     `threads` is the number each may use (default: the target's cores; the kernels stay as they were tuned). With the
-    default the result is also written to the run folder as compare.json, which plots and reports show.
-    All outputs are checked against onnxruntime's on the
-    original model.
+    default the result is also written to the run folder as compare.json, which plots and reports show. All outputs are
+    checked against onnxruntime's on the original model.
 
-    Raises InputError for an unknown baseline or an operator that the torch baseline lacks, MissingTool for an extra
-    that is not installed or if the models do not fit the free memory (not asked where the environment variable
-    TVMLAB_CHECK_MEMORY is 0), RunError if the run has no target yet or a runtime fails.
+    Raises InputError for an unknown baseline, a run of other weights or inputs, or an operator that the torch baseline
+    lacks, MissingTool for an extra that is not installed or if the models do not fit the free memory (not asked where
+    the environment variable TVMLAB_CHECK_MEMORY is 0), RunError if the run has no target yet or a runtime fails.
     """
     folder = run.folder if isinstance(run, Run) else RunFolder.open(run)
     subjects = {"tvmlab": ("tvmlab", folder), **{name: _subject(name, folder) for name in baselines}}
@@ -213,8 +213,13 @@ def _subject(name: str, folder: RunFolder) -> tuple[str, RunFolder]:
             f"unknown baseline {name!r}",
             remedy=f"known are {', '.join(BASELINES)} and the runs of the same model",
         ) from error
-    if (other.experiment.model, other.experiment.batch) != (folder.experiment.model, folder.experiment.batch):
-        raise InputError(f"run {other.id} is of another model or batch", remedy="compare runs of one model")
+    # The seed too: it makes the inputs, and a zoo model's weights.
+    asked, theirs = folder.experiment, other.experiment
+    if differing := [knob for knob in _SAME if getattr(asked, knob) != getattr(theirs, knob)]:
+        raise InputError(
+            f"run {other.id} has another {' and '.join(differing)} than {folder.id}",
+            remedy=f"compare runs of the same {', '.join(_SAME)}",
+        )
     return "tvmlab", other
 
 
