@@ -2,6 +2,7 @@
 
 import importlib
 import math
+import os
 import shutil
 import signal
 import time
@@ -14,7 +15,7 @@ import pytest
 
 import tvmlab
 from tvmlab import Experiment
-from tvmlab.compare import _error, _load_all, _numerics, _take_turns, compare_runs
+from tvmlab.compare import _error, _load_all, _numerics, _take_turns, _turn, compare_runs
 from tvmlab.core import InputError, MissingTool, RecordError, RunError
 from tvmlab.measure.process import WorkerProcess
 from tvmlab.measure.subjects import ask, load, recorded_target, start_worker
@@ -191,7 +192,8 @@ class FakeSubject:
     def __init__(self, name, seconds, order):
         self.name, self.seconds, self.order = name, seconds, order
 
-    def request(self, message, timeout_s):
+    def request(self, message, timeout_s, *, anew):
+        assert not anew  # it would have no model
         self.order.append(self.name)
         assert not self.frozen
         return "ok", [self.seconds] * message[1]
@@ -203,6 +205,20 @@ class FakeSubject:
 
     def proceed(self):
         self.frozen = False
+
+
+def test_a_subject_that_died_while_it_was_frozen_is_not_started_anew_without_its_model(tmp_path):
+    here = {"PYTHONPATH": str(Path(__file__).parent)}
+    worker = WorkerProcess("fake_worker", [], tmp_path / "log.txt", here)
+    try:
+        worker.request(("echo", "loaded"), 60)
+        worker.pause()
+        os.kill(worker.pid, signal.SIGKILL)
+        with pytest.raises(RunError, match="mine could not be timed: its process killed by SIGKILL"):
+            _turn("mine", worker, 1, 0.0)
+        assert worker.pid is None and worker.generation == 1
+    finally:
+        worker.kill()
 
 
 def test_the_order_rotates_and_a_slow_one_takes_fewer_turns():
@@ -236,8 +252,8 @@ def test_numerics(found, ok):
 class Sleeper(WorkerProcess):
     """A process that takes ten minutes to load a model."""
 
-    def request(self, message, timeout_s):
-        return super().request(("sleep", 600), timeout_s)
+    def request(self, message, timeout_s, *, anew=True):
+        return super().request(("sleep", 600), timeout_s, anew=anew)
 
 
 class Interrupted(BaseException):
@@ -270,7 +286,7 @@ class Graphless:
     def __init__(self, fails=("graph",)):
         self.fails, self.kills = fails, 0
 
-    def request(self, message, timeout_s):
+    def request(self, message, timeout_s, *, anew=True):
         kind, _, _, _, *graph = message
         assert kind == "load"
         failed = ("none" if graph == [False] else "graph") in self.fails

@@ -272,7 +272,7 @@ def _take_turns(
 def _turn(name: str, worker: WorkerProcess, count: int, warm_s: float) -> list[float]:
     worker.proceed()
     try:
-        return ask(name, worker, ("time", count, warm_s), TURN_S)
+        return ask(name, worker, ("time", count, warm_s), TURN_S, loaded=True)
     finally:
         worker.pause()
 
