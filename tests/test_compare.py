@@ -231,6 +231,18 @@ def test_the_order_rotates_and_a_slow_one_takes_fewer_turns():
     assert rounds[:3] != rounds[3:5] and {rounds[0], rounds[3]} == {"a", "b"}
 
 
+def test_a_turn_of_several_inferences_is_one_value():
+    """They share what the machine does in the turn, so they are no independent samples."""
+
+    class Varying(FakeSubject):
+        def request(self, message, timeout_s, *, anew):
+            super().request(message, timeout_s, anew=anew)
+            return "ok", [0.01 * factor for factor in (3, 1, 9, 2, 1)][: message[1]]
+
+    samples = _take_turns({"a": Varying("a", 0.0, []), "b": FakeSubject("b", 0.02, [])}, 6, turn=(5, 0.0))
+    assert samples == {"a": [0.02] * 6, "b": [0.02] * 6}
+
+
 @pytest.mark.parametrize(
     ("found", "ok"),
     [

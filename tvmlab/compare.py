@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -39,6 +40,7 @@ _SLOW_S = 0.25  # a subject slower than this takes its turn in only some of the 
 class Comparison:
     """End-to-end latencies of the run's model and of the baselines, in milliseconds, and what they compute.
 
+    A sample is one turn: one inference, on a GPU the median of five.
     `ratios` are of tvmlab over the baseline, turn by turn (stats.ratio_in_turns): their medians with a 95 % interval;
     below 1 tvmlab is faster. `notes` says what else is to be known, such as that a CUDA graph failed.
     """
@@ -115,9 +117,9 @@ def compare_runs(
 ) -> dict[str, Any]:
     """Time several runs of one model in turns with each other and with the baselines, for tvmlab.study.
 
-    Returns `subjects` (samples_ms of each run, by its name here, and of each baseline), `numerics` (max error / max
-    output against onnxruntime), `threads`, `repeats` and `notes`. What concerns it is also written to each run's
-    compare.json. Raises as `compare` does.
+    Returns `subjects` (samples_ms of each run, by its name here, and of each baseline: one a turn), `numerics` (max
+    error / max output against onnxruntime), `threads`, `repeats` and `notes`. What concerns it is also written to each
+    run's compare.json. Raises as `compare` does.
     """
     first = next(iter(runs.values()))
     ours = {name: _subject(str(run.path.resolve()), first) for name, run in runs.items()}
@@ -252,27 +254,28 @@ def _load_all(
 def _take_turns(
     workers: dict[str, WorkerProcess], repeats: int, turn: tuple[int, float] = (1, 0.0)
 ) -> dict[str, list[float]]:
-    """Samples in seconds. One turn of each in every round, in an order that rotates; slow ones less often.
+    """Seconds of each turn. One turn of each in every round, in an order that rotates; slow ones less often.
 
     All but the one whose turn it is are frozen, because the idle threads of TVM and of onnxruntime spin. `turn` is the
     inferences of a turn that count, and the seconds of others before them.
     """
     once = {name: _turn(name, worker, *turn) for name, worker in workers.items()}
-    every = {name: min(max(1, round(values[0] / _SLOW_S)), max(1, repeats // 3)) for name, values in once.items()}
+    every = {name: min(max(1, round(taken / _SLOW_S)), max(1, repeats // 3)) for name, taken in once.items()}
     samples: dict[str, list[float]] = {name: [] for name in workers}
     names = list(workers)
     for number in range(repeats):
         start = number % len(names)
         for name in names[start:] + names[:start]:
             if number % every[name] == 0:
-                samples[name] += _turn(name, workers[name], *turn)
+                samples[name].append(_turn(name, workers[name], *turn))
     return samples
 
 
-def _turn(name: str, worker: WorkerProcess, count: int, warm_s: float) -> list[float]:
+def _turn(name: str, worker: WorkerProcess, count: int, warm_s: float) -> float:
+    """The median of a turn's inferences: they share its clock state, so they are no samples of their own."""
     worker.proceed()
     try:
-        return ask(name, worker, ("time", count, warm_s), TURN_S, loaded=True)
+        return median(ask(name, worker, ("time", count, warm_s), TURN_S, loaded=True))
     finally:
         worker.pause()
 
