@@ -111,6 +111,30 @@ def test_an_arm_with_sources_is_paired_with_the_only_run_of_the_other(make_study
     assert overall["seeds"] == 3 * 8
 
 
+def test_a_slow_arm_is_paired_by_the_turns_that_both_took(make_study):
+    """The machine becomes slower with each turn, and the untuned model takes only every fourth."""
+    study = make_study(lambda cell: 10.0, seeds=1)
+    found = study.comparison("alexnet", 0)
+    base = {"untuned": 1000.0, "onnxruntime": 5.0}
+    for name, subject in found["subjects"].items():
+        subject["turns"] = list(range(0, 24, 4 if name == "untuned" else 1))
+        subject["samples_ms"] = [base.get(name, 10.0) * (1 + turn) for turn in subject["turns"]]
+
+    def told():
+        study.write_comparison("alexnet", 0, found)
+        row = row_of(compare_arms(study, "untuned", "search"), "alexnet")
+        frame = study.frame().query("model == 'alexnet' and arm == 'search'").iloc[0]
+        return [row["ratio"], frame["speedup"], frame["vs_onnxruntime"]]
+
+    assert told() == [pytest.approx(100), pytest.approx(100), 2]
+    samples = study.samples().query("model == 'alexnet' and arm == 'untuned'")
+    assert samples["turn"].tolist() == list(range(0, 24, 4))
+    for subject in found["subjects"].values():  # as it was written before the turns were
+        del subject["turns"]
+    medians = 1000 * 11 / (10 * 12.5)
+    assert told() == [pytest.approx(medians), pytest.approx(medians), 2] and study.samples()["turn"].isna().all()
+
+
 def test_only_seeds_with_both_arms_count(make_study):
     study = make_study(lambda cell: 10.0, skip={("search", 0), ("search+droplet", 1)})
     assert row_of(compare_arms(study, "search+droplet", "search"), "alexnet")["seeds"] == 6

@@ -1,6 +1,7 @@
 """Whole models side by side, on the tiny model."""
 
 import importlib
+import itertools
 import math
 import os
 import shutil
@@ -15,7 +16,7 @@ import pytest
 
 import tvmlab
 from tvmlab import Experiment
-from tvmlab.compare import _error, _load_all, _numerics, _take_turns, _turn, compare_runs
+from tvmlab.compare import _error, _load_all, _numerics, _ratio, _subject_row, _take_turns, _turn, compare_runs
 from tvmlab.core import InputError, MissingTool, RecordError, RunError
 from tvmlab.measure.process import WorkerProcess
 from tvmlab.measure.subjects import ask, load, recorded_target, start_worker
@@ -42,7 +43,7 @@ def comparison(folder):
 def test_subjects_and_samples(comparison):
     assert set(comparison.subjects) == {"tvmlab", "untuned", "onnxruntime"}
     for subject in comparison.subjects.values():
-        assert len(subject["samples_ms"]) == 4
+        assert len(subject["samples_ms"]) == 4 and subject["turns"] == [0, 1, 2, 3]
         assert all(0 < sample < 1000 for sample in subject["samples_ms"])
     assert comparison.repeats == 4
 
@@ -231,6 +232,28 @@ def test_the_order_rotates_and_a_slow_one_takes_fewer_turns():
     assert rounds[:3] != rounds[3:5] and {rounds[0], rounds[3]} == {"a", "b"}
 
 
+@pytest.mark.parametrize("repeats", [30, 60, 100])
+def test_turns_of_slow_subjects_are_among_those_of_faster_ones(repeats):
+    seconds = {"fast": 0.01, "halves": 0.4, "one": 1.5, "other": 1.75, "slowest": 5.0}
+    samples = _take_turns({name: FakeSubject(name, s, []) for name, s in seconds.items()}, repeats)
+    turns = [list(taken) for taken in samples.values()]
+    assert turns[0] == list(range(repeats)) and len(turns[2]) < repeats / 2
+    assert all(set(slower) <= set(faster) for faster, slower in itertools.pairwise(turns))
+    assert turns[2] == turns[3]  # as many turns are the same turns
+
+
+def test_the_ratio_is_of_the_turns_that_both_took():
+    """The machine becomes slower with each round: of 1.5 s beside 0.01 s the n-th turns are of different rounds."""
+    slow = {number: 1.5 * (1 + number) for number in range(0, 60, 4)}
+    fast = {number: 0.01 * (1 + number) for number in range(60)}
+    subjects = {name: _subject_row(taken) for name, taken in (("tvmlab", slow), ("fast", fast), ("same", slow))}
+    found = _ratio(subjects, "fast")
+    assert [found[name] for name in ("ratio", "low", "high")] == [pytest.approx(150)] * 3
+    assert _ratio(subjects, "same")["ratio"] == 1
+    subjects["tvmlab"].pop("turns")  # as files of before have it: of the medians
+    assert _ratio(subjects, "fast")["ratio"] == pytest.approx(150 * 29 / 30.5)
+
+
 def test_a_turn_of_several_inferences_is_one_value():
     """They share what the machine does in the turn, so they are no independent samples."""
 
@@ -240,7 +263,7 @@ def test_a_turn_of_several_inferences_is_one_value():
             return "ok", [0.01 * factor for factor in (3, 1, 9, 2, 1)][: message[1]]
 
     samples = _take_turns({"a": Varying("a", 0.0, []), "b": FakeSubject("b", 0.02, [])}, 6, turn=(5, 0.0))
-    assert samples == {"a": [0.02] * 6, "b": [0.02] * 6}
+    assert samples == {"a": dict.fromkeys(range(6), 0.02), "b": dict.fromkeys(range(6), 0.02)}
 
 
 @pytest.mark.parametrize(

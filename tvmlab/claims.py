@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from tvmlab.comparison_rows import in_shared_turns
 from tvmlab.core import InputError
 from tvmlab.stats import enough_pairs, enough_repeats, fewest_pairs, holm, paired_ratio, resampled_ratio, turn_ratio
 from tvmlab.study_design import BASELINES
@@ -94,7 +95,7 @@ def repeats_needed(study: Any, relative_width: float = 0.02, confidence: float =
     return found.astype({"needed": "Int64", "enough": bool})
 
 
-_Pair = tuple[np.ndarray, np.ndarray]  # the samples of two arms of the same model, source and seed
+_Pair = tuple[list[float], list[float]]  # the samples of two arms of the same model, source and seed
 
 
 def _compared(samples: pd.DataFrame, a: str, b: str, margin: float, confidence: float) -> list[dict[str, Any]]:
@@ -125,23 +126,27 @@ def _cells(samples: pd.DataFrame, a: str, b: str) -> dict[tuple[str, str], dict[
     for model, source, seed in dict.fromkeys((*first, *second)):
         ours, theirs = _taken(first, model, source, seed), _taken(second, model, source, seed)
         if ours is not None and theirs is not None:
-            found.setdefault((model, source), {})[seed] = (ours, theirs)
+            found.setdefault((model, source), {})[seed] = in_shared_turns(ours, theirs)
     return found
 
 
 _Cell = tuple[str, str, int]  # model, source, seed
+_Subject = dict[str, list[Any]]  # samples_ms, and turns where they are known
 
 
-def _by_cell(samples: pd.DataFrame, arm: str) -> dict[_Cell, np.ndarray]:
-    """Latencies of an arm's inferences in ms."""
-    found: dict[_Cell, list[float]] = {}
-    rows = samples.loc[samples["arm"] == arm, ["model", "source", "seed", "latency_ms"]]
-    for model, source, seed, latency_ms in rows.itertuples(index=False):
-        found.setdefault((model, source, seed), []).append(latency_ms)
-    return {cell: np.array(latencies) for cell, latencies in found.items()}
+def _by_cell(samples: pd.DataFrame, arm: str) -> dict[_Cell, _Subject]:
+    """Latencies of an arm's inferences in ms, and their turns."""
+    found: dict[_Cell, _Subject] = {}
+    rows = samples.loc[samples["arm"] == arm, ["model", "source", "seed", "turn", "latency_ms"]]
+    for model, source, seed, turn, latency_ms in rows.itertuples(index=False):
+        subject = found.setdefault((model, source, seed), {"samples_ms": []})
+        subject["samples_ms"].append(latency_ms)
+        if turn is not pd.NA:
+            subject.setdefault("turns", []).append(turn)
+    return found
 
 
-def _taken(taken: dict[_Cell, np.ndarray], model: str, source: str, seed: int) -> np.ndarray | None:
+def _taken(taken: dict[_Cell, _Subject], model: str, source: str, seed: int) -> _Subject | None:
     return taken.get((model, source, seed), taken.get((model, "", seed)))
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 import psutil
 
-from tvmlab.comparison_rows import comparison_rows
+from tvmlab.comparison_rows import comparison_rows, in_shared_turns
 from tvmlab.core import InputError, MissingTool, RecordError
 from tvmlab.measure.process import WorkerProcess
 from tvmlab.measure.subjects import TURN_S, ask, load, recorded_target, start_worker, thread_count
@@ -40,7 +40,8 @@ _SLOW_S = 0.25  # a subject slower than this takes its turn in only some of the 
 class Comparison:
     """End-to-end latencies of the run's model and of the baselines, in milliseconds, and what they compute.
 
-    A sample is one turn: one inference, on a GPU the median of five.
+    A sample is one turn: one inference, on a GPU the median of five. `turns` of a subject are the numbers of those it
+    took, since a slow one takes few.
     `ratios` are of tvmlab over the baseline, turn by turn (stats.ratio_in_turns): their medians with a 95 % interval;
     below 1 tvmlab is faster. `notes` says what else is to be known, such as that a CUDA graph failed.
     """
@@ -48,7 +49,7 @@ class Comparison:
     run: str
     threads: int
     repeats: int
-    subjects: dict[str, dict[str, list[float]]]
+    subjects: dict[str, dict[str, list[Any]]]
     ratios: list[dict[str, Any]]
     numerics: dict[str, Any]
     notes: list[str] = field(default_factory=list)
@@ -117,9 +118,9 @@ def compare_runs(
 ) -> dict[str, Any]:
     """Time several runs of one model in turns with each other and with the baselines, for tvmlab.study.
 
-    Returns `subjects` (samples_ms of each run, by its name here, and of each baseline: one a turn), `numerics` (max
-    error / max output against onnxruntime), `threads`, `repeats` and `notes`. What concerns it is also written to each
-    run's compare.json. Raises as `compare` does.
+    Returns `subjects` (samples_ms of each run, by its name here, and of each baseline: one a turn; and the numbers of
+    these turns), `numerics` (max error / max output against onnxruntime), `threads`, `repeats` and `notes`. What
+    concerns it is also written to each run's compare.json. Raises as `compare` does.
     """
     first = next(iter(runs.values()))
     ours = {name: _subject(str(run.path.resolve()), first) for name, run in runs.items()}
@@ -127,7 +128,7 @@ def compare_runs(
     for name, run in runs.items():
         _kept(run, name, list(baselines), timing)
     return {
-        "subjects": {name: {"samples_ms": [s * 1e3 for s in values]} for name, values in timing.samples.items()},
+        "subjects": {name: _subject_row(taken) for name, taken in timing.samples.items()},
         "numerics": timing.errors,
         "threads": timing.threads,
         "repeats": repeats,
@@ -137,12 +138,12 @@ def compare_runs(
 
 @dataclass(frozen=True)
 class _Timing:
-    """What was measured in turns: seconds by subject, each one's error against onnxruntime, and Comparison's notes."""
+    """What was measured in turns: seconds by subject and turn, errors against onnxruntime, and Comparison's notes."""
 
     threads: int
     usual: int
     repeats: int
-    samples: dict[str, list[float]]
+    samples: dict[str, dict[int, float]]
     errors: dict[str, float]
     notes: list[str]
 
@@ -186,13 +187,14 @@ def _require_memory(folder: RunFolder, count: int) -> None:
 
 def _kept(folder: RunFolder, name: str, baselines: list[str], timing: _Timing) -> Comparison:
     """The comparison of one subject with the baselines, also written to its run folder."""
-    samples = {"tvmlab": timing.samples[name], **{other: timing.samples[other] for other in baselines}}
+    taken = {"tvmlab": timing.samples[name], **{other: timing.samples[other] for other in baselines}}
+    subjects = {name: _subject_row(turns) for name, turns in taken.items()}
     result = Comparison(
         run=folder.id,
         threads=timing.threads,
         repeats=timing.repeats,
-        subjects={name: {"samples_ms": [s * 1e3 for s in values]} for name, values in samples.items()},
-        ratios=[_ratio(samples, other) for other in baselines],
+        subjects=subjects,
+        ratios=[_ratio(subjects, other) for other in baselines],
         numerics=_numerics(timing.errors[name]) | {"baselines": {other: timing.errors[other] for other in baselines}},
         notes=timing.notes,
     )
@@ -253,22 +255,32 @@ def _load_all(
 
 def _take_turns(
     workers: dict[str, WorkerProcess], repeats: int, turn: tuple[int, float] = (1, 0.0)
-) -> dict[str, list[float]]:
-    """Seconds of each turn. One turn of each in every round, in an order that rotates; slow ones less often.
+) -> dict[str, dict[int, float]]:
+    """Seconds of each turn, by its number: one of each in every round, in an order that rotates; slow ones less often.
 
     All but the one whose turn it is are frozen, because the idle threads of TVM and of onnxruntime spin. `turn` is the
     inferences of a turn that count, and the seconds of others before them.
     """
     once = {name: _turn(name, worker, *turn) for name, worker in workers.items()}
-    every = {name: min(max(1, round(taken / _SLOW_S)), max(1, repeats // 3)) for name, taken in once.items()}
-    samples: dict[str, list[float]] = {name: [] for name in workers}
+    every = {name: _every(taken, repeats) for name, taken in once.items()}
+    samples: dict[str, dict[int, float]] = {name: {} for name in workers}
     names = list(workers)
     for number in range(repeats):
         start = number % len(names)
         for name in names[start:] + names[:start]:
             if number % every[name] == 0:
-                samples[name].append(_turn(name, workers[name], *turn))
+                samples[name][number] = _turn(name, workers[name], *turn)
     return samples
+
+
+def _every(taken_s: float, repeats: int) -> int:
+    """In every how many rounds a subject takes its turn: a power of two, so that one's rounds are among another's.
+
+    >>> [_every(taken_s, 60) for taken_s in (0.01, 0.8, 1.5, 1.75, 100.0)]
+    [1, 2, 4, 4, 16]
+    """
+    wanted = min(max(1, round(taken_s / _SLOW_S)), max(1, repeats // 3))
+    return 1 << (wanted.bit_length() - 1)
 
 
 def _turn(name: str, worker: WorkerProcess, count: int, warm_s: float) -> float:
@@ -280,8 +292,13 @@ def _turn(name: str, worker: WorkerProcess, count: int, warm_s: float) -> float:
         worker.pause()
 
 
-def _ratio(samples: dict[str, list[float]], baseline: str) -> dict[str, Any]:
-    ratio, low, high = ratio_in_turns(samples["tvmlab"], samples[baseline])
+def _subject_row(taken: dict[int, float]) -> dict[str, list[Any]]:
+    """A subject as it is kept."""
+    return {"samples_ms": [seconds * 1e3 for seconds in taken.values()], "turns": list(taken)}
+
+
+def _ratio(subjects: dict[str, dict[str, list[Any]]], baseline: str) -> dict[str, Any]:
+    ratio, low, high = ratio_in_turns(*in_shared_turns(subjects["tvmlab"], subjects[baseline]))
     return {"subject": "tvmlab", "baseline": baseline, "ratio": ratio, "low": low, "high": high}
 
 

@@ -44,8 +44,8 @@ def ratio_in_turns(a: ArrayLike, b: ArrayLike, confidence: float = 0.95, seed: i
     "Duet Benchmarking: Improving Measurement Accuracy in the Cloud", ICPE 2020, section 3). The interval is the
     percentile bootstrap's over turns (Efron & Tibshirani 1993, chapter 13); the same seed gives the same.
 
-    If one was timed in fewer turns (a slow subject of `tvmlab.compare`), there are no pairs: median(a) / median(b),
-    each resampled on its own.
+    If one has fewer values, there are no pairs: median(a) / median(b), each resampled on its own. What
+    `tvmlab.compare` keeps of a slow subject is paired by its turns (tvmlab.comparison_rows.in_shared_turns).
 
     >>> ratio_in_turns([1.0, 2.0, 1.0], [2.0, 4.0, 2.0])
     Interval(value=0.5, low=0.5, high=0.5)
