@@ -89,8 +89,8 @@ def row_of(model: str, seed: int, asked: argparse.Namespace) -> dict[str, Any]:
         "selective_ms": round(median(samples["tvmlab"]), 4),
         "onnxruntime_ms": round(median(samples["onnxruntime"]), 4),
         "performance": round(performance.value, 4),
-        "performance_low": round(performance.low, 4),
-        "performance_high": round(performance.high, 4),
+        "performance_low": rounded(performance.low),
+        "performance_high": rounded(performance.high),
     }
 
 

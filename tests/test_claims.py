@@ -88,6 +88,13 @@ def test_too_few_seeds_conclude_nothing_however_large_the_difference(make_study,
     assert all_said in row_of(found, "all")["sentence"]  # 2 or 10 pairs of model and seed
 
 
+def test_too_few_repeats_have_no_interval_of_their_own(make_study):
+    study = make_study(lambda cell: 1.0 if cell.arm == "search+droplet" else 10.0, seeds=1, repeats=5)
+    row = row_of(compare_arms(study, "search+droplet", "search"), "alexnet")
+    assert row["ratio"] == pytest.approx(0.1, rel=0.1) and np.isnan([row["timed_low"], row["timed_high"]]).all()
+    assert "(too few timed repeats for an interval). Nothing can be said of other seeds" in row["sentence"]
+
+
 def test_the_differences_of_one_model_do_not_stand_for_all(make_study):
     """Half as fast on one model, twice on the other: no claim over all, one on each."""
     speed = {"alexnet": 5.0, "squeezenet": 20.0}

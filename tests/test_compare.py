@@ -2,12 +2,13 @@
 
 import importlib
 import itertools
+import json
 import math
 import os
 import shutil
 import signal
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,13 +16,14 @@ import numpy as np
 import pytest
 
 import tvmlab
-from tvmlab import Experiment
+from tvmlab import Experiment, frames
 from tvmlab.compare import _error, _load_all, _numerics, _ratio, _subject_row, _take_turns, _turn, compare_runs
 from tvmlab.core import InputError, MissingTool, RecordError, RunError
 from tvmlab.measure.process import WorkerProcess
 from tvmlab.measure.subjects import ask, load, recorded_target, start_worker
 from tvmlab.measure.whole_model import OPTIONAL
 from tvmlab.records import RunFolder
+from tvmlab.report import findings
 from tvmlab.stats import turn_ratio
 
 
@@ -37,15 +39,15 @@ def folder(tiny_run, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def comparison(folder):
-    return tvmlab.compare(folder, repeats=4)
+    return tvmlab.compare(folder, repeats=6)
 
 
 def test_subjects_and_samples(comparison):
     assert set(comparison.subjects) == {"tvmlab", "untuned", "onnxruntime"}
     for subject in comparison.subjects.values():
-        assert len(subject["samples_ms"]) == 4 and subject["turns"] == [0, 1, 2, 3]
+        assert len(subject["samples_ms"]) == 6 and subject["turns"] == list(range(6))
         assert all(0 < sample < 1000 for sample in subject["samples_ms"])
-    assert comparison.repeats == 4
+    assert comparison.repeats == 6
 
 
 def test_ratios_are_of_tvmlab_over_the_baseline(comparison):
@@ -226,7 +228,7 @@ def test_the_order_rotates_and_a_slow_one_takes_fewer_turns():
     order = []
     workers = {name: FakeSubject(name, s, order) for name, s in (("a", 0.01), ("b", 0.02), ("slow", 1.0))}
     samples = _take_turns(workers, 12)
-    assert {name: len(values) for name, values in samples.items()} == {"a": 12, "b": 12, "slow": 3}
+    assert {name: len(values) for name, values in samples.items()} == {"a": 12, "b": 12, "slow": 6}
     assert all(worker.frozen for worker in workers.values())
     rounds = order[3:]  # the first three were to see who is slow
     assert rounds[:3] != rounds[3:5] and {rounds[0], rounds[3]} == {"a", "b"}
@@ -252,6 +254,31 @@ def test_the_ratio_is_of_the_turns_that_both_took():
     assert _ratio(subjects, "same")["ratio"] == 1
     subjects["tvmlab"].pop("turns")  # as files of before have it: of the medians
     assert _ratio(subjects, "fast")["ratio"] == pytest.approx(150 * 29 / 30.5)
+
+
+@pytest.mark.parametrize("repeats", [6, 15, 30, 60])
+def test_the_slowest_take_enough_turns_for_an_interval(repeats):
+    samples = _take_turns({name: FakeSubject(name, s, []) for name, s in (("a", 0.01), ("slow", 9.0))}, repeats)
+    assert 6 <= len(samples["slow"]) <= 10 and len(samples["a"]) == repeats
+
+
+def test_few_turns_give_a_ratio_without_interval_that_claims_nothing(comparison, make_run):
+    """The least and the largest of three pairs hold the true ratio in 75 % of cases, not in 95 %."""
+    subjects = {"tvmlab": _subject_row(dict.fromkeys(range(3), 1.0)), "a": _subject_row(dict.fromkeys(range(3), 2.0))}
+    found = _ratio(subjects, "a")
+    assert found["ratio"] == 0.5 and math.isnan(found["low"]) and math.isnan(found["high"])
+    few = replace(comparison, subjects=subjects, ratios=[found])
+    assert "tvmlab takes 0.5 of a's time (too few turns for an interval)" in str(few) and "nan" not in few._repr_html_()
+    assert math.isnan(few.frame().loc["a", "ratio_low"])
+    folder = make_run(comparison=asdict(few))
+    assert json.loads((folder.path / "compare.json").read_bytes())["ratios"][0]["low"] is None
+    said = " ".join(findings(folder))
+    assert (
+        "tvmlab takes 0.5 times a's end-to-end latency (too few turns for an interval): no difference is shown." in said
+    )
+    kept = frames.comparison(folder)
+    assert kept["ratio_low"].dtype == float and kept["ratio_low"].isna().all() and kept["ratio"].tolist()[1] == 0.5
+    assert frames.summary(folder)["ratio_high"].isna().all()
 
 
 def test_a_turn_of_several_inferences_is_one_value():

@@ -48,8 +48,8 @@ def study_claims(
     (geometric mean over them of a's end-to-end latency over b's, each the median of their turns' ratios: below 1 a is
     faster), low, high and p_value (stats.paired_ratio: changes of sign over the seeds; no interval with too few),
     p_holm (corrected over the cells of the pair of arms; "all" is one claim of its own), timed_low and timed_high
-    (interval from the timed repeats alone, of these very compiled models), seeds_needed (to show a difference of
-    `margin` with power 0.8; NaN from one seed, which has no spread), sentence.
+    (interval from the timed repeats alone, of these very compiled models; NaN if one was timed fewer than 6 times),
+    seeds_needed (to show a difference of `margin` with power 0.8; NaN from one seed, which has no spread), sentence.
 
     An arm with a source is paired with the other's same source, or with its only run of the model and seed if that has
     none. Without `pairs` these are `arm_pairs`. Raises InputError for an arm that the study does not have.
@@ -178,9 +178,10 @@ def _sentence(row: dict[str, Any], margin: float, confidence: float, count: int)
         return f"{measured} ({interval}; {tested}): it is {'faster' if row['ratio'] < 1 else 'slower'}."
     least = fewest_pairs(confidence, count)
     if math.isnan(row["low"]) or (row["seeds"] < least and not row["low"] <= 1 <= row["high"]):
+        known = f"{row['timed_low']:.3g} to {row['timed_high']:.3g} for these very models, by their timed repeats"
         return (
-            f"{measured} ({row['timed_low']:.3g} to {row['timed_high']:.3g} for these very models, by their timed "
-            f"repeats). Nothing can be said of other seeds: {taken} cannot show a difference at {confidence:.0%}"
+            f"{measured} ({'too few timed repeats for an interval' if math.isnan(row['timed_low']) else known}). "
+            f"Nothing can be said of other seeds: {taken} cannot show a difference at {confidence:.0%}"
             f"{over}, however large; at least {least} are needed."
         )
     largest = 100 * max(row["high"] - 1, 1 - row["low"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import importlib.util
+import math
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -32,6 +33,7 @@ _BOUND = 1e-4  # largest allowed error of the whole model, relative to its large
 _RUNTIME_BYTES = 0.3e9
 _WEIGHT_COPIES = 3.5
 _GPU_TURN = (5, 0.05)  # an idle GPU lowers its clocks: it is given 50 ms to raise them
+_FEWEST_TURNS = 6  # of which a ratio has an interval (stats.ratio_in_turns)
 _SAME = ("model", "batch", "dims", "seed")  # of runs that compute the same
 _SLOW_S = 0.25  # a subject slower than this takes its turn in only some of the rounds
 
@@ -41,9 +43,9 @@ class Comparison:
     """End-to-end latencies of the run's model and of the baselines, in milliseconds, and what they compute.
 
     A sample is one turn: one inference, on a GPU the median of five. `turns` of a subject are the numbers of those it
-    took, since a slow one takes few.
-    `ratios` are of tvmlab over the baseline, turn by turn (stats.ratio_in_turns): their medians with a 95 % interval;
-    below 1 tvmlab is faster. `notes` says what else is to be known, such as that a CUDA graph failed.
+    took, since a slow one takes few. `ratios` are of tvmlab over the baseline, turn by turn (stats.ratio_in_turns):
+    their medians with a 95 % interval, NaN with fewer than 6 turns; below 1 tvmlab is faster. `notes` says what else
+    is to be known, such as that a CUDA graph failed.
     """
 
     run: str
@@ -61,7 +63,9 @@ class Comparison:
 
     def __str__(self) -> str:
         lines = [
-            f"tvmlab takes {row['ratio']:.3g} [{row['low']:.3g}, {row['high']:.3g}] of {row['baseline']}'s time"
+            f"tvmlab takes {row['ratio']:.3g} of {row['baseline']}'s time (too few turns for an interval)"
+            if math.isnan(row["low"])
+            else f"tvmlab takes {row['ratio']:.3g} [{row['low']:.3g}, {row['high']:.3g}] of {row['baseline']}'s time"
             for row in self.ratios
         ]
         frame = self.frame().to_string(float_format="{:.4g}".format)
@@ -96,9 +100,9 @@ def compare(
     dims and seed, or an optional extra: "openvino" (fp32, latency hint, CPU), "torch" (eager, on the graph with its
     BatchNormalization folded) or "torch-compile" (max-autotune, on a GPU with CUDA graphs). torch runs on the run's
     device; "torch-tf32" and "torch-compile-tf32" may round factors to TensorFloat-32, which no other subject does.
-    `threads` is the number each may use (default: the target's cores; the kernels stay as they were tuned). With the
-    default the result is also written to the run folder as compare.json, which plots and reports show. All outputs are
-    checked against onnxruntime's on the original model.
+    With fewer than 6 `repeats` a ratio has no interval. `threads` is the number each may use (default: the target's
+    cores; the kernels stay as they were tuned). With the default the result is also written to the run folder as
+    compare.json, which plots and reports show. All outputs are checked against onnxruntime's on the original model.
 
     Raises InputError for an unknown baseline, a run of other weights or inputs, or an operator that the torch baseline
     lacks, MissingTool for an extra that is not installed or if the models do not fit the free memory (not asked where
@@ -151,7 +155,10 @@ class _Timing:
 def _time(folder: RunFolder, subjects: dict[str, tuple[str, RunFolder]], repeats: int, threads: int | None) -> _Timing:
     """Load every subject in a process of its own, check what it computes, and time them in turns."""
     if repeats < 3:
-        raise InputError(f"repeats={repeats} gives no interval", remedy="ask for 3 or more")
+        raise InputError(
+            f"repeats={repeats} gives no median worth its name",
+            remedy=f"ask for 3 or more, and for {_FEWEST_TURNS} or more if it is to have an interval",
+        )
     target = recorded_target(folder)
     _require_memory(folder, len(subjects) + 1)
     usual = thread_count(target)
@@ -277,9 +284,9 @@ def _every(taken_s: float, repeats: int) -> int:
     """In every how many rounds a subject takes its turn: a power of two, so that one's rounds are among another's.
 
     >>> [_every(taken_s, 60) for taken_s in (0.01, 0.8, 1.5, 1.75, 100.0)]
-    [1, 2, 4, 4, 16]
+    [1, 2, 4, 4, 8]
     """
-    wanted = min(max(1, round(taken_s / _SLOW_S)), max(1, repeats // 3))
+    wanted = min(max(1, round(taken_s / _SLOW_S)), max(1, repeats // _FEWEST_TURNS))
     return 1 << (wanted.bit_length() - 1)
 
 

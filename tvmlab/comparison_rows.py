@@ -41,9 +41,10 @@ def median_ms(compared: dict[str, Any], subject: str) -> float:
 
 
 def ratio_of(compared: dict[str, Any], subject: str, baseline: str) -> dict[str, float]:
-    """The ratio of two subjects with its interval, empty if it is not there."""
+    """The ratio of two subjects with its interval (NaN: too few turns), empty if it is not there."""
     pairs = compared.get("ratios", [])
-    return next((row for row in pairs if (row["subject"], row["baseline"]) == (subject, baseline)), {})
+    found: dict[str, Any] = next((row for row in pairs if (row["subject"], row["baseline"]) == (subject, baseline)), {})
+    return {name: np.nan if value is None else value for name, value in found.items()}  # JSON has null for NaN
 
 
 def in_shared_turns(a: Mapping[str, list[Any]], b: Mapping[str, list[Any]]) -> tuple[list[float], list[float]]:
