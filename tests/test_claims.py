@@ -142,6 +142,20 @@ def test_a_slow_arm_is_paired_by_the_turns_that_both_took(make_study):
     assert told() == [pytest.approx(medians), pytest.approx(medians), 2] and study.samples()["turn"].isna().all()
 
 
+def test_the_interval_of_the_timed_repeats_is_of_the_ratio_beside_it(make_study):
+    """One transfer was not timed, so one model and seed has one cell, the others two: each counts once all the same."""
+    study = make_study(
+        lambda cell: 5.0 if (cell.model, cell.arm) == ("alexnet", "transfer") else 10.0,
+        models=("alexnet", "squeezenet", "vgg19"), seeds=1, noise=1e-6,
+    )  # fmt: skip
+    found = study.comparison("alexnet", 0)
+    del found["subjects"][next(cell.name for cell in study.cells_of("alexnet", 0) if cell.arm == "transfer")]
+    study.write_comparison("alexnet", 0, found)
+    row = row_of(compare_arms(study, "transfer", "search"), "all")
+    assert row["seeds"] == 3 and row["ratio"] == pytest.approx(0.5 ** (1 / 3), rel=0.01)
+    assert row["timed_low"] <= row["ratio"] <= row["timed_high"]
+
+
 def test_only_seeds_with_both_arms_count(make_study):
     study = make_study(lambda cell: 10.0, skip={("search", 0), ("search+droplet", 1)})
     assert row_of(compare_arms(study, "search+droplet", "search"), "alexnet")["seeds"] == 6

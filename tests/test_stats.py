@@ -206,6 +206,8 @@ def test_resampled_ratio_of_several_pairs():
     assert one == ratio_in_turns(a, b)
     both = resampled_ratio([(a, b), (b, a)])
     assert both.value == pytest.approx(1) and both.low < 1 < both.high
+    weighted = resampled_ratio([(a, b), (b, a), (b, a)], weights=[0.5, 0.25, 0.25])  # two of one block count once
+    assert weighted.value == pytest.approx(1) and weighted.low < 1 < weighted.high
     four = resampled_ratio([(a, b)] * 4)
     assert four.high - four.low < one.high - one.low  # each pair is resampled on its own
 

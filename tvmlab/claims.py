@@ -155,7 +155,8 @@ def _row(a: str, b: str, model: str, source: str, blocks: list[list[_Pair]], con
     logs = [np.mean([math.log(turn_ratio(ours, theirs)) for ours, theirs in block]) for block in blocks]
     ratios = np.exp(logs)
     tested = paired_ratio(ratios, np.ones(len(ratios)), confidence)
-    _, low, high = resampled_ratio([pair for block in blocks for pair in block], confidence)
+    shares = [1 / (len(blocks) * len(block)) for block in blocks for _ in block]  # as in `ratio`
+    _, low, high = resampled_ratio([pair for block in blocks for pair in block], confidence, weights=shares)
     return {
         "a": a, "b": b, "model": model, "source": source, "seeds": len(ratios), "ratio": tested.ratio,
         "low": tested.low, "high": tested.high, "p_value": tested.p_value, "timed_low": low, "timed_high": high,

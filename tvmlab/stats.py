@@ -184,8 +184,15 @@ def holm(p_values: ArrayLike) -> NDArray[np.float64]:
     return corrected
 
 
-def resampled_ratio(pairs: Sequence[tuple[ArrayLike, ArrayLike]], confidence: float = 0.95, seed: int = 0) -> Interval:
+def resampled_ratio(
+    pairs: Sequence[tuple[ArrayLike, ArrayLike]],
+    confidence: float = 0.95,
+    seed: int = 0,
+    weights: Sequence[float] | None = None,
+) -> Interval:
     """Geometric mean over pairs of `ratio_in_turns`, resampling the turns of each; NaN ends if one has too few.
+
+    `weights` of the pairs in the mean add up to 1; without them all count the same.
 
     It says how well these very pairs are known, whose number stays as it is: not what other seeds would give (that is
     `paired_ratio`).
@@ -194,18 +201,19 @@ def resampled_ratio(pairs: Sequence[tuple[ArrayLike, ArrayLike]], confidence: fl
     Interval(value=1.0, low=1.0, high=1.0)
     """
     _check_confidence(confidence)
-    value = sum(math.log(turn_ratio(a, b)) for a, b in pairs) / len(pairs)
+    shares = [1 / len(pairs)] * len(pairs) if weights is None else weights
+    value = sum(share * math.log(turn_ratio(a, b)) for share, (a, b) in zip(shares, pairs, strict=True))
     if min(np.size(samples) for pair in pairs for samples in pair) < _fewest(confidence):
         return Interval(math.exp(value), math.nan, math.nan)
     generator = np.random.default_rng(seed)
     resampled = np.zeros(_RESAMPLES)
-    for a, b in pairs:
+    for share, (a, b) in zip(shares, pairs, strict=True):
         above, below = _positive(a, "a"), _positive(b, "b")
         if len(above) == len(below):
             logs = _resampled_medians(np.log(above / below), generator)
         else:
             logs = np.log(_resampled_medians(above, generator) / _resampled_medians(below, generator))
-        resampled += logs / len(pairs)
+        resampled += share * logs
     low, high = np.exp(np.quantile(resampled, [(1 - confidence) / 2, (1 + confidence) / 2]))
     return Interval(math.exp(value), float(low), float(high))
 
