@@ -158,9 +158,10 @@ class StudyFolder:
 
     @property
     def is_done(self) -> bool:
-        """Whether every run is done and every model and seed was timed."""
+        """Whether every run is done and every arm was timed."""
         return not self.problems and all(self.state_of(cell).status == "done" for cell in self.plan) and all(
-            self.comparison(model, seed) for model, seed in self._timings()
+            {cell.name for cell in self.cells_of(model, seed)} <= _subjects(self.comparison(model, seed)).keys()
+            for model, seed in self._timings()
         )  # fmt: skip
 
     @property
@@ -258,7 +259,7 @@ class StudyFolder:
         """
         rows = []
         for model, seed in self._timings():
-            subjects = (self.comparison(model, seed) or {}).get("subjects", {})
+            subjects = _subjects(self.comparison(model, seed))
             named = {cell.name: _identity(cell) for cell in self.cells_of(model, seed)}
             for name, subject in subjects.items():
                 row = named.get(name, {"model": label(model), "source": "", "arm": name, "seed": seed})
@@ -306,8 +307,12 @@ def _ms(seconds: float | None) -> float:
     return math.nan if seconds is None else seconds * 1e3
 
 
+def _subjects(timed: dict[str, Any] | None) -> dict[str, Any]:
+    return (timed or {}).get("subjects", {})
+
+
 def _samples_ms(timed: dict[str, Any], name: str) -> list[float]:
-    return list(timed.get("subjects", {}).get(name, {}).get("samples_ms", ()))
+    return list(_subjects(timed).get(name, {}).get("samples_ms", ()))
 
 
 def _median_ms(timed: dict[str, Any], name: str) -> float:
@@ -316,7 +321,7 @@ def _median_ms(timed: dict[str, Any], name: str) -> float:
 
 
 def _ratio(timed: dict[str, Any], above: str, below: str) -> float:
-    subjects = timed.get("subjects", {})
+    subjects = _subjects(timed)
     if not {above, below} <= subjects.keys():
         return math.nan
     return turn_ratio(*in_shared_turns(subjects[above], subjects[below]))
