@@ -178,7 +178,7 @@ def _compare(session, model):
 
 def _compared(session, folder, baselines):
     """The end-to-end comparison. tvmlab's kernels and "torch" compute in float32, "-tf32" may round factors to TF32."""
-    found = tvmlab.compare(folder, baselines, repeats=3 if session.rehearse else 30)
+    found = tvmlab.compare(folder, baselines, repeats=6 if session.rehearse else 30)
     print(found, flush=True)
     return asdict(found)
 

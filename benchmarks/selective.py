@@ -30,6 +30,7 @@ from transfer import search
 import tvmlab
 from tvmlab import frames
 from tvmlab.compare import compare
+from tvmlab.comparison_rows import in_shared_turns
 from tvmlab.experiment import Ansor, AutoTVM, Experiment, Selective
 from tvmlab.published_selective import MODELS
 from tvmlab.records import RunFolder
@@ -71,7 +72,7 @@ def row_of(model: str, seed: int, asked: argparse.Namespace) -> dict[str, Any]:
     full, selective = (tuned(model, seed, step, asked) for step in steps(asked))
     timed = compare(selective, ["onnxruntime", full.id], repeats=asked.repeats)
     samples = {name: subject["samples_ms"] for name, subject in timed.subjects.items()}
-    performance = ratio_in_turns(samples[full.id], samples["tvmlab"])
+    performance = ratio_in_turns(*in_shared_turns(timed.subjects[full.id], timed.subjects["tvmlab"]))
     table = frames.selective(selective)
     return {
         "machine": selective.environment["machine"],
@@ -88,8 +89,8 @@ def row_of(model: str, seed: int, asked: argparse.Namespace) -> dict[str, Any]:
         "selective_ms": round(median(samples["tvmlab"]), 4),
         "onnxruntime_ms": round(median(samples["onnxruntime"]), 4),
         "performance": round(performance.value, 4),
-        "performance_low": round(performance.low, 4),
-        "performance_high": round(performance.high, 4),
+        "performance_low": rounded(performance.low),
+        "performance_high": rounded(performance.high),
     }
 
 

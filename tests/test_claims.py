@@ -88,6 +88,13 @@ def test_too_few_seeds_conclude_nothing_however_large_the_difference(make_study,
     assert all_said in row_of(found, "all")["sentence"]  # 2 or 10 pairs of model and seed
 
 
+def test_too_few_repeats_have_no_interval_of_their_own(make_study):
+    study = make_study(lambda cell: 1.0 if cell.arm == "search+droplet" else 10.0, seeds=1, repeats=5)
+    row = row_of(compare_arms(study, "search+droplet", "search"), "alexnet")
+    assert row["ratio"] == pytest.approx(0.1, rel=0.1) and np.isnan([row["timed_low"], row["timed_high"]]).all()
+    assert "(too few timed repeats for an interval). Nothing can be said of other seeds" in row["sentence"]
+
+
 def test_the_differences_of_one_model_do_not_stand_for_all(make_study):
     """Half as fast on one model, twice on the other: no claim over all, one on each."""
     speed = {"alexnet": 5.0, "squeezenet": 20.0}
@@ -109,6 +116,44 @@ def test_an_arm_with_sources_is_paired_with_the_only_run_of_the_other(make_study
     assert "transfer against search, squeezenet from vgg19" in row_of(found, "squeezenet", "vgg19")["sentence"]
     overall = row_of(found, "all")  # two sources of a model and seed count once
     assert overall["seeds"] == 3 * 8
+
+
+def test_a_slow_arm_is_paired_by_the_turns_that_both_took(make_study):
+    """The machine becomes slower with each turn, and the untuned model takes only every fourth."""
+    study = make_study(lambda cell: 10.0, seeds=1)
+    found = study.comparison("alexnet", 0)
+    base = {"untuned": 1000.0, "onnxruntime": 5.0}
+    for name, subject in found["subjects"].items():
+        subject["turns"] = list(range(0, 24, 4 if name == "untuned" else 1))
+        subject["samples_ms"] = [base.get(name, 10.0) * (1 + turn) for turn in subject["turns"]]
+
+    def told():
+        study.write_comparison("alexnet", 0, found)
+        row = row_of(compare_arms(study, "untuned", "search"), "alexnet")
+        frame = study.frame().query("model == 'alexnet' and arm == 'search'").iloc[0]
+        return [row["ratio"], frame["speedup"], frame["vs_onnxruntime"]]
+
+    assert told() == [pytest.approx(100), pytest.approx(100), 2]
+    samples = study.samples().query("model == 'alexnet' and arm == 'untuned'")
+    assert samples["turn"].tolist() == list(range(0, 24, 4))
+    for subject in found["subjects"].values():  # as it was written before the turns were
+        del subject["turns"]
+    medians = 1000 * 11 / (10 * 12.5)
+    assert told() == [pytest.approx(medians), pytest.approx(medians), 2] and study.samples()["turn"].isna().all()
+
+
+def test_the_interval_of_the_timed_repeats_is_of_the_ratio_beside_it(make_study):
+    """One transfer was not timed, so one model and seed has one cell, the others two: each counts once all the same."""
+    study = make_study(
+        lambda cell: 5.0 if (cell.model, cell.arm) == ("alexnet", "transfer") else 10.0,
+        models=("alexnet", "squeezenet", "vgg19"), seeds=1, noise=1e-6,
+    )  # fmt: skip
+    found = study.comparison("alexnet", 0)
+    del found["subjects"][next(cell.name for cell in study.cells_of("alexnet", 0) if cell.arm == "transfer")]
+    study.write_comparison("alexnet", 0, found)
+    row = row_of(compare_arms(study, "transfer", "search"), "all")
+    assert row["seeds"] == 3 and row["ratio"] == pytest.approx(0.5 ** (1 / 3), rel=0.01)
+    assert row["timed_low"] <= row["ratio"] <= row["timed_high"]
 
 
 def test_only_seeds_with_both_arms_count(make_study):

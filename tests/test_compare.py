@@ -1,11 +1,14 @@
 """Whole models side by side, on the tiny model."""
 
 import importlib
+import itertools
+import json
 import math
+import os
 import shutil
 import signal
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,13 +16,14 @@ import numpy as np
 import pytest
 
 import tvmlab
-from tvmlab import Experiment
-from tvmlab.compare import _load_all, _numerics, _take_turns, compare_runs, worst_error
+from tvmlab import Experiment, frames
+from tvmlab.compare import _load_all, _numerics, _ratio, _subject_row, _take_turns, _turn, compare_runs, worst_error
 from tvmlab.core import InputError, MissingTool, RecordError, RunError
 from tvmlab.measure.process import WorkerProcess
 from tvmlab.measure.subjects import ask, load, recorded_target, start_worker
 from tvmlab.measure.whole_model import OPTIONAL
 from tvmlab.records import RunFolder
+from tvmlab.report import findings
 from tvmlab.stats import turn_ratio
 
 
@@ -35,15 +39,15 @@ def folder(tiny_run, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def comparison(folder):
-    return tvmlab.compare(folder, repeats=4)
+    return tvmlab.compare(folder, repeats=6)
 
 
 def test_subjects_and_samples(comparison):
     assert set(comparison.subjects) == {"tvmlab", "untuned", "onnxruntime"}
     for subject in comparison.subjects.values():
-        assert len(subject["samples_ms"]) == 4
+        assert len(subject["samples_ms"]) == 6 and subject["turns"] == list(range(6))
         assert all(0 < sample < 1000 for sample in subject["samples_ms"])
-    assert comparison.repeats == 4
+    assert comparison.repeats == 6
 
 
 def test_ratios_are_of_tvmlab_over_the_baseline(comparison):
@@ -92,7 +96,7 @@ def test_an_error_of_tvmlab_in_the_process_of_a_runtime_is_raised_here(folder):
     try:
         with pytest.raises(RecordError, match="no run"):
             ask("tvmlab", worker, ("load", "tvmlab", "/nowhere", 1), 60)
-        with pytest.raises(RunError, match="tvmlab could not be timed"):
+        with pytest.raises(RunError, match="tvmlab could not be run"):
             ask("tvmlab", worker, ("time", 1), 60)
     finally:
         worker.kill()
@@ -162,6 +166,23 @@ def test_bad_requests_are_refused(make_run, options, words):
         tvmlab.compare(make_run(), **options)
 
 
+@pytest.mark.parametrize(
+    ("knobs", "words"),
+    [
+        ({"seed": 1}, "another seed"),
+        ({"dims": {"n": 2}}, "another dims"),
+        ({"batch": 2, "model": "alexnet"}, "another model and batch"),
+    ],
+)
+def test_runs_whose_weights_or_inputs_differ_are_not_compared(make_run, knobs, words):
+    """Only onnxruntime of the first run is asked what is right."""
+    first, other = make_run(), make_run(**knobs)
+    with pytest.raises(InputError, match=f"run {other.id} has {words} than {first.id}: compare runs of the same"):
+        tvmlab.compare(first, [str(other.path)])
+    with pytest.raises(InputError, match=words):
+        compare_runs({"a": first, "b": other})
+
+
 def test_a_run_that_has_not_begun_is_refused(tmp_path):
     folder = RunFolder.create(Experiment(model="squeezenet"), tmp_path)
     with pytest.raises(RunError, match="has not begun"):
@@ -174,7 +195,8 @@ class FakeSubject:
     def __init__(self, name, seconds, order):
         self.name, self.seconds, self.order = name, seconds, order
 
-    def request(self, message, timeout_s):
+    def request(self, message, timeout_s, *, anew):
+        assert not anew  # it would have no model
         self.order.append(self.name)
         assert not self.frozen
         return "ok", [self.seconds] * message[1]
@@ -188,14 +210,87 @@ class FakeSubject:
         self.frozen = False
 
 
+def test_a_subject_that_died_while_it_was_frozen_is_not_started_anew_without_its_model(tmp_path):
+    here = {"PYTHONPATH": str(Path(__file__).parent)}
+    worker = WorkerProcess("fake_worker", [], tmp_path / "log.txt", here)
+    try:
+        worker.request(("echo", "loaded"), 60)
+        worker.pause()
+        os.kill(worker.pid, signal.SIGKILL)
+        with pytest.raises(RunError, match="mine could not be run: its process killed by SIGKILL"):
+            _turn("mine", worker, 1, 0.0)
+        assert worker.pid is None and worker.generation == 1
+    finally:
+        worker.kill()
+
+
 def test_the_order_rotates_and_a_slow_one_takes_fewer_turns():
     order = []
     workers = {name: FakeSubject(name, s, order) for name, s in (("a", 0.01), ("b", 0.02), ("slow", 1.0))}
     samples = _take_turns(workers, 12)
-    assert {name: len(values) for name, values in samples.items()} == {"a": 12, "b": 12, "slow": 3}
+    assert {name: len(values) for name, values in samples.items()} == {"a": 12, "b": 12, "slow": 6}
     assert all(worker.frozen for worker in workers.values())
     rounds = order[3:]  # the first three were to see who is slow
     assert rounds[:3] != rounds[3:5] and {rounds[0], rounds[3]} == {"a", "b"}
+
+
+@pytest.mark.parametrize("repeats", [30, 60, 100])
+def test_turns_of_slow_subjects_are_among_those_of_faster_ones(repeats):
+    seconds = {"fast": 0.01, "halves": 0.4, "one": 1.5, "other": 1.75, "slowest": 5.0}
+    samples = _take_turns({name: FakeSubject(name, s, []) for name, s in seconds.items()}, repeats)
+    turns = [list(taken) for taken in samples.values()]
+    assert turns[0] == list(range(repeats)) and len(turns[2]) < repeats / 2
+    assert all(set(slower) <= set(faster) for faster, slower in itertools.pairwise(turns))
+    assert turns[2] == turns[3]  # as many turns are the same turns
+
+
+def test_the_ratio_is_of_the_turns_that_both_took():
+    """The machine becomes slower with each round: of 1.5 s beside 0.01 s the n-th turns are of different rounds."""
+    slow = {number: 1.5 * (1 + number) for number in range(0, 60, 4)}
+    fast = {number: 0.01 * (1 + number) for number in range(60)}
+    subjects = {name: _subject_row(taken) for name, taken in (("tvmlab", slow), ("fast", fast), ("same", slow))}
+    found = _ratio(subjects, "fast")
+    assert [found[name] for name in ("ratio", "low", "high")] == [pytest.approx(150)] * 3
+    assert _ratio(subjects, "same")["ratio"] == 1
+    subjects["tvmlab"].pop("turns")  # as files of before have it: of the medians
+    assert _ratio(subjects, "fast")["ratio"] == pytest.approx(150 * 29 / 30.5)
+
+
+@pytest.mark.parametrize("repeats", [6, 15, 30, 60])
+def test_the_slowest_take_enough_turns_for_an_interval(repeats):
+    samples = _take_turns({name: FakeSubject(name, s, []) for name, s in (("a", 0.01), ("slow", 9.0))}, repeats)
+    assert 6 <= len(samples["slow"]) <= 10 and len(samples["a"]) == repeats
+
+
+def test_few_turns_give_a_ratio_without_interval_that_claims_nothing(comparison, make_run):
+    """The least and the largest of three pairs hold the true ratio in 75 % of cases, not in 95 %."""
+    subjects = {"tvmlab": _subject_row(dict.fromkeys(range(3), 1.0)), "a": _subject_row(dict.fromkeys(range(3), 2.0))}
+    found = _ratio(subjects, "a")
+    assert found["ratio"] == 0.5 and math.isnan(found["low"]) and math.isnan(found["high"])
+    few = replace(comparison, subjects=subjects, ratios=[found])
+    assert "tvmlab takes 0.5 of a's time (too few turns for an interval)" in str(few) and "nan" not in few._repr_html_()
+    assert math.isnan(few.frame().loc["a", "ratio_low"])
+    folder = make_run(comparison=asdict(few))
+    assert json.loads((folder.path / "compare.json").read_bytes())["ratios"][0]["low"] is None
+    said = " ".join(findings(folder))
+    assert (
+        "tvmlab takes 0.5 times a's end-to-end latency (too few turns for an interval): no difference is shown." in said
+    )
+    kept = frames.comparison(folder)
+    assert kept["ratio_low"].dtype == float and kept["ratio_low"].isna().all() and kept["ratio"].tolist()[1] == 0.5
+    assert frames.summary(folder)["ratio_high"].isna().all()
+
+
+def test_a_turn_of_several_inferences_is_one_value():
+    """They share what the machine does in the turn, so they are no independent samples."""
+
+    class Varying(FakeSubject):
+        def request(self, message, timeout_s, *, anew):
+            super().request(message, timeout_s, anew=anew)
+            return "ok", [0.01 * factor for factor in (3, 1, 9, 2, 1)][: message[1]]
+
+    samples = _take_turns({"a": Varying("a", 0.0, []), "b": FakeSubject("b", 0.02, [])}, 6, turn=(5, 0.0))
+    assert samples == {"a": dict.fromkeys(range(6), 0.02), "b": dict.fromkeys(range(6), 0.02)}
 
 
 @pytest.mark.parametrize(
@@ -211,15 +306,16 @@ def test_the_order_rotates_and_a_slow_one_takes_fewer_turns():
 def test_numerics(found, ok):
     result = _numerics(worst_error([np.array(found, "float32")], [np.array([1.0, 2.0], "float32")]))
     assert result["ok"] is ok or result["ok"] == ok
-    two = _numerics(worst_error([np.ones(2), np.array(found)], [np.ones(2), np.array([1.0, 2.0])]))
-    assert bool(two["ok"]) == ok
+    right, true = np.ones(2), np.array([1.0, 2.0])
+    for outputs, expected in (([right, np.array(found)], [right, true]), ([np.array(found), right], [true, right])):
+        assert bool(_numerics(worst_error(outputs, expected))["ok"]) == ok
 
 
 class Sleeper(WorkerProcess):
     """A process that takes ten minutes to load a model."""
 
-    def request(self, message, timeout_s):
-        return super().request(("sleep", 600), timeout_s)
+    def request(self, message, timeout_s, *, anew=True):
+        return super().request(("sleep", 600), timeout_s, anew=anew)
 
 
 class Interrupted(BaseException):
@@ -252,7 +348,7 @@ class Graphless:
     def __init__(self, fails=("graph",)):
         self.fails, self.kills = fails, 0
 
-    def request(self, message, timeout_s):
+    def request(self, message, timeout_s, *, anew=True):
         kind, _, _, _, *graph = message
         assert kind == "load"
         failed = ("none" if graph == [False] else "graph") in self.fails
@@ -276,7 +372,7 @@ def test_a_model_whose_cuda_graph_fails_is_timed_without_one_and_that_is_said(ma
     assert note.startswith("mine ran without a CUDA graph") and "capture failed" in note
     noted = replace(comparison, notes=[note])
     assert note in str(noted) and "capture failed" in noted._repr_html_() and "capture" not in str(comparison)
-    with pytest.raises(RunError, match="could not be timed"):
+    with pytest.raises(RunError, match="could not be run"):
         load("mine", Graphless(["graph", "none"]), runtime, on_gpu(make_run), 1)
 
 

@@ -144,8 +144,8 @@ def test_a_path_that_is_no_library_is_refused(tiny_run, tmp_path):
 def test_a_wrong_model_is_not_exported(tiny_run, tmp_path, monkeypatch):
     usual = subjects.ask
 
-    def ask(name, worker, message, timeout_s):
-        found = usual(name, worker, message, timeout_s)
+    def ask(name, worker, message, timeout_s, **how):
+        found = usual(name, worker, message, timeout_s, **how)
         return [output * 1.01 for output in found] if message[0] == "run_library" else found
 
     monkeypatch.setattr(importlib.import_module("tvmlab.export"), "ask", ask)

@@ -9,6 +9,7 @@ import threading
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import ENVIRONMENT
 from matplotlib import pyplot
 from matplotlib.figure import Figure
 from PIL import Image
@@ -81,6 +82,14 @@ def test_runs_that_differ_in_more_than_the_seed_are_lines_of_their_own(make_run)
     ]
     limited = plots.latency_bands([runs[0], make_run(TRIALS, time_limit_s=60.0)])["line"].unique()
     assert len(limited) == 2 and "time_limit_s=60.0" in limited[1]
+
+
+def test_no_line_is_lost_where_neither_target_nor_experiment_tells_the_lines_apart(make_run):
+    other = {**ENVIRONMENT, "target": {**ENVIRONMENT["target"], "label": "other-cpu"}}
+    runs = [make_run(TRIALS), make_run(TRIALS, environment=other), make_run(TRIALS, time_limit_s=60.0)]
+    lines = plots.latency_bands(runs)["line"].unique()
+    assert len(lines) == 3
+    assert [line.endswith(", other-cpu") for line in lines] == [False, True, False] and "time_limit_s=60.0" in lines[2]
 
 
 def test_a_run_that_ended_early_keeps_its_best_in_the_band(make_run):

@@ -97,6 +97,9 @@ def test_death_between_requests_is_noticed(worker):
     os.kill(worker.pid, signal.SIGKILL)
     time.sleep(0.1)
     assert worker.pid is None
+    with pytest.raises(WorkerDied, match="killed by SIGKILL"):
+        worker.request(("echo", 2), 30, anew=False)
+    assert worker.pid is None and worker.generation == 1
     assert worker.request(("echo", 2), 30) == 2
 
 

@@ -60,7 +60,12 @@ def test_findings_admit_what_is_not_known(make_run):
 
 @pytest.mark.parametrize(
     ("low", "high", "said"),
-    [(0.5, 0.9, "faster"), (0.9, 1.1, "no difference is shown"), (1.1, 2.0, "slower")],
+    [
+        (0.5, 0.9, "faster"),
+        (0.9, 1.1, "no difference is shown"),
+        (1.1, 2.0, "slower"),
+        (float("nan"), float("nan"), "too few turns for an interval): no difference is shown"),
+    ],
 )
 def test_a_difference_is_claimed_only_outside_the_interval(low, high, said):
     pair = {"subject": "tvmlab", "baseline": "untuned", "ratio": (low + high) / 2, "low": low, "high": high}

@@ -58,13 +58,24 @@ def test_the_ratio_in_turns_holds_the_true_ratio_about_as_often_as_it_says(turns
 
 
 def test_the_ratio_in_turns_is_a_median_and_repeats_with_its_seed():
-    a, b = [1.0, 2.0, 300.0], [4.0, 4.0, 5.0]
+    a, b = [1.0, 2.0, 300.0] * 3, [4.0, 4.0, 5.0] * 3
     assert ratio_in_turns(a, b).value == turn_ratio(a, b) == 0.5
     assert ratio_in_turns(a, b, seed=3) == ratio_in_turns(a, b, seed=3)
     narrow = ratio_in_turns(a, b, confidence=0.2)
     wide = ratio_in_turns(a, b, confidence=0.99)
     assert wide.low <= narrow.low <= narrow.high <= wide.high
     assert turn_ratio(a, [4.0]) == 0.5  # no pairs: of the medians
+
+
+@pytest.mark.parametrize(("confidence", "fewest"), [(0.95, 6), (0.99, 8)])
+def test_too_few_turns_have_a_ratio_and_no_interval(confidence, fewest):
+    """As of a median: with fewer, even the least and the largest leave the truth out too often."""
+    a, b = np.linspace(1, 2, fewest), np.full(fewest, 3.0)
+    assert np.isfinite(ratio_in_turns(a, b, confidence)).all()
+    for few in (ratio_in_turns(a[1:], b[1:], confidence), ratio_in_turns(a, b[1:], confidence)):
+        assert few.value > 0 and np.isnan(few.low) and np.isnan(few.high)
+    both = resampled_ratio([(a, b), (a[1:], b[1:])], confidence)
+    assert both.value > 0 and np.isnan(both.low)
 
 
 def test_a_machine_that_is_slow_for_a_while_does_not_change_the_ratio_in_turns():
@@ -79,7 +90,7 @@ def test_a_machine_that_is_slow_for_a_while_does_not_change_the_ratio_in_turns()
     assert 1.08 < low < value < high < 1.12
 
 
-@given(st.lists(st.floats(0.1, 10), min_size=2, max_size=30), st.floats(0.01, 100))
+@given(st.lists(st.floats(0.1, 10), min_size=6, max_size=30), st.floats(0.01, 100))
 def test_the_ratio_does_not_depend_on_the_unit(samples, unit):
     value, low, high = ratio_in_turns([unit * sample for sample in samples], samples)
     assert value == pytest.approx(unit)
@@ -195,6 +206,8 @@ def test_resampled_ratio_of_several_pairs():
     assert one == ratio_in_turns(a, b)
     both = resampled_ratio([(a, b), (b, a)])
     assert both.value == pytest.approx(1) and both.low < 1 < both.high
+    weighted = resampled_ratio([(a, b), (b, a), (b, a)], weights=[0.5, 0.25, 0.25])  # two of one block count once
+    assert weighted.value == pytest.approx(1) and weighted.low < 1 < weighted.high
     four = resampled_ratio([(a, b)] * 4)
     assert four.high - four.low < one.high - one.low  # each pair is resampled on its own
 

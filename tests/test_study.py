@@ -141,6 +141,16 @@ def test_a_study_that_failed_halfway_goes_on_without_repeating_what_is_done(fake
     assert len(fake.timed[-1]) == 4
 
 
+def test_a_study_is_not_done_while_an_arm_was_not_timed(fake, tmp_path):
+    """As if it was killed when an arm that had failed was made, before all were timed again."""
+    study = tvmlab.study(tmp_path / "s", design())
+    found = study.comparison("alexnet", 0)
+    del found["subjects"]["alexnet-s0-search+droplet"]
+    study.write_comparison("alexnet", 0, found)
+    assert not study.is_done and study.problems == []
+    assert tvmlab.study(tmp_path / "s").is_done and len(fake.timed) == 3
+
+
 def test_a_notebook_has_one_line_that_changes(fake, tmp_path, monkeypatch, capsys):
     """What tqdm overwrites is kept in a saved notebook, a line for every half second."""
     shown = []

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from tvmlab.comparison_rows import in_shared_turns
 from tvmlab.core import InputError
 from tvmlab.stats import enough_pairs, enough_repeats, fewest_pairs, holm, paired_ratio, resampled_ratio, turn_ratio
 from tvmlab.study_design import BASELINES
@@ -47,8 +48,8 @@ def study_claims(
     (geometric mean over them of a's end-to-end latency over b's, each the median of their turns' ratios: below 1 a is
     faster), low, high and p_value (stats.paired_ratio: changes of sign over the seeds; no interval with too few),
     p_holm (corrected over the cells of the pair of arms; "all" is one claim of its own), timed_low and timed_high
-    (interval from the timed repeats alone, of these very compiled models), seeds_needed (to show a difference of
-    `margin` with power 0.8; NaN from one seed, which has no spread), sentence.
+    (interval from the timed repeats alone, of these very compiled models; NaN if one was timed fewer than 6 times),
+    seeds_needed (to show a difference of `margin` with power 0.8; NaN from one seed, which has no spread), sentence.
 
     An arm with a source is paired with the other's same source, or with its only run of the model and seed if that has
     none. Without `pairs` these are `arm_pairs`. Raises InputError for an arm that the study does not have.
@@ -94,7 +95,7 @@ def repeats_needed(study: Any, relative_width: float = 0.02, confidence: float =
     return found.astype({"needed": "Int64", "enough": bool})
 
 
-_Pair = tuple[np.ndarray, np.ndarray]  # the samples of two arms of the same model, source and seed
+_Pair = tuple[list[float], list[float]]  # the samples of two arms of the same model, source and seed
 
 
 def _compared(samples: pd.DataFrame, a: str, b: str, margin: float, confidence: float) -> list[dict[str, Any]]:
@@ -125,23 +126,27 @@ def _cells(samples: pd.DataFrame, a: str, b: str) -> dict[tuple[str, str], dict[
     for model, source, seed in dict.fromkeys((*first, *second)):
         ours, theirs = _taken(first, model, source, seed), _taken(second, model, source, seed)
         if ours is not None and theirs is not None:
-            found.setdefault((model, source), {})[seed] = (ours, theirs)
+            found.setdefault((model, source), {})[seed] = in_shared_turns(ours, theirs)
     return found
 
 
 _Cell = tuple[str, str, int]  # model, source, seed
+_Subject = dict[str, list[Any]]  # samples_ms, and turns where they are known
 
 
-def _by_cell(samples: pd.DataFrame, arm: str) -> dict[_Cell, np.ndarray]:
-    """Latencies of an arm's inferences in ms."""
-    found: dict[_Cell, list[float]] = {}
-    rows = samples.loc[samples["arm"] == arm, ["model", "source", "seed", "latency_ms"]]
-    for model, source, seed, latency_ms in rows.itertuples(index=False):
-        found.setdefault((model, source, seed), []).append(latency_ms)
-    return {cell: np.array(latencies) for cell, latencies in found.items()}
+def _by_cell(samples: pd.DataFrame, arm: str) -> dict[_Cell, _Subject]:
+    """Latencies of an arm's inferences in ms, and their turns."""
+    found: dict[_Cell, _Subject] = {}
+    rows = samples.loc[samples["arm"] == arm, ["model", "source", "seed", "turn", "latency_ms"]]
+    for model, source, seed, turn, latency_ms in rows.itertuples(index=False):
+        subject = found.setdefault((model, source, seed), {"samples_ms": []})
+        subject["samples_ms"].append(latency_ms)
+        if turn is not pd.NA:
+            subject.setdefault("turns", []).append(turn)
+    return found
 
 
-def _taken(taken: dict[_Cell, np.ndarray], model: str, source: str, seed: int) -> np.ndarray | None:
+def _taken(taken: dict[_Cell, _Subject], model: str, source: str, seed: int) -> _Subject | None:
     return taken.get((model, source, seed), taken.get((model, "", seed)))
 
 
@@ -150,7 +155,8 @@ def _row(a: str, b: str, model: str, source: str, blocks: list[list[_Pair]], con
     logs = [np.mean([math.log(turn_ratio(ours, theirs)) for ours, theirs in block]) for block in blocks]
     ratios = np.exp(logs)
     tested = paired_ratio(ratios, np.ones(len(ratios)), confidence)
-    _, low, high = resampled_ratio([pair for block in blocks for pair in block], confidence)
+    shares = [1 / (len(blocks) * len(block)) for block in blocks for _ in block]  # as in `ratio`
+    _, low, high = resampled_ratio([pair for block in blocks for pair in block], confidence, weights=shares)
     return {
         "a": a, "b": b, "model": model, "source": source, "seeds": len(ratios), "ratio": tested.ratio,
         "low": tested.low, "high": tested.high, "p_value": tested.p_value, "timed_low": low, "timed_high": high,
@@ -173,9 +179,10 @@ def _sentence(row: dict[str, Any], margin: float, confidence: float, count: int)
         return f"{measured} ({interval}; {tested}): it is {'faster' if row['ratio'] < 1 else 'slower'}."
     least = fewest_pairs(confidence, count)
     if math.isnan(row["low"]) or (row["seeds"] < least and not row["low"] <= 1 <= row["high"]):
+        known = f"{row['timed_low']:.3g} to {row['timed_high']:.3g} for these very models, by their timed repeats"
         return (
-            f"{measured} ({row['timed_low']:.3g} to {row['timed_high']:.3g} for these very models, by their timed "
-            f"repeats). Nothing can be said of other seeds: {taken} cannot show a difference at {confidence:.0%}"
+            f"{measured} ({'too few timed repeats for an interval' if math.isnan(row['timed_low']) else known}). "
+            f"Nothing can be said of other seeds: {taken} cannot show a difference at {confidence:.0%}"
             f"{over}, however large; at least {least} are needed."
         )
     largest = 100 * max(row["high"] - 1, 1 - row["low"])

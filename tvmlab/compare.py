@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import html
 import importlib.util
+import math
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import psutil
 
-from tvmlab.comparison_rows import comparison_rows
+from tvmlab.comparison_rows import comparison_rows, in_shared_turns
 from tvmlab.core import InputError, MissingTool, RecordError
 from tvmlab.measure.process import WorkerProcess
 from tvmlab.measure.subjects import TURN_S, ask, load, recorded_target, start_worker, thread_count
@@ -31,6 +33,8 @@ ERROR_BOUND = 1e-4  # largest allowed error of the whole model, relative to its 
 _RUNTIME_BYTES = 0.3e9
 _WEIGHT_COPIES = 3.5
 _GPU_TURN = (5, 0.05)  # an idle GPU lowers its clocks: it is given 50 ms to raise them
+_FEWEST_TURNS = 6  # of which a ratio has an interval (stats.ratio_in_turns)
+_SAME = ("model", "batch", "dims", "seed")  # of runs that compute the same
 _SLOW_S = 0.25  # a subject slower than this takes its turn in only some of the rounds
 
 
@@ -38,14 +42,16 @@ _SLOW_S = 0.25  # a subject slower than this takes its turn in only some of the 
 class Comparison:
     """End-to-end latencies of the run's model and of the baselines, in milliseconds, and what they compute.
 
-    `ratios` are of tvmlab over the baseline, turn by turn (stats.ratio_in_turns): their medians with a 95 % interval;
-    below 1 tvmlab is faster. `notes` says what else is to be known, such as that a CUDA graph failed.
+    A sample is one turn: one inference, on a GPU the median of five. `turns` of a subject are the numbers of those it
+    took, since a slow one takes few. `ratios` are of tvmlab over the baseline, turn by turn (stats.ratio_in_turns):
+    their medians with a 95 % interval, NaN with fewer than 6 turns; below 1 tvmlab is faster. `notes` says what else
+    is to be known, such as that a CUDA graph failed.
     """
 
     run: str
     threads: int
     repeats: int
-    subjects: dict[str, dict[str, list[float]]]
+    subjects: dict[str, dict[str, list[Any]]]
     ratios: list[dict[str, Any]]
     numerics: dict[str, Any]
     notes: list[str] = field(default_factory=list)
@@ -57,7 +63,9 @@ class Comparison:
 
     def __str__(self) -> str:
         lines = [
-            f"tvmlab takes {row['ratio']:.3g} [{row['low']:.3g}, {row['high']:.3g}] of {row['baseline']}'s time"
+            f"tvmlab takes {row['ratio']:.3g} of {row['baseline']}'s time (too few turns for an interval)"
+            if math.isnan(row["low"])
+            else f"tvmlab takes {row['ratio']:.3g} [{row['low']:.3g}, {row['high']:.3g}] of {row['baseline']}'s time"
             for row in self.ratios
         ]
         frame = self.frame().to_string(float_format="{:.4g}".format)
@@ -88,18 +96,17 @@ def compare(
 ) -> Comparison:
     """Time the run's compiled model and the baselines in turns, each in a process of its own, the others frozen.
 
-    A baseline is "untuned", "onnxruntime" (always on the CPU), another run of the same model (id or folder), or an
-    optional extra: "openvino" (fp32, latency hint, CPU), "torch" (eager, on the graph with its BatchNormalization
-    folded) or "torch-compile" (max-autotune, on a GPU with CUDA graphs). torch runs on the run's device;
-    "torch-tf32" and "torch-compile-tf32" may round factors to TensorFloat-32, which no other subject does.
-    `threads` is the number each may use (default: the target's cores; the kernels stay as they were tuned). With the
-    default the result is also written to the run folder as compare.json, which plots and reports show.
-    All outputs are checked against onnxruntime's on the
-    original model.
+    A baseline is "untuned", "onnxruntime" (always on the CPU), another run (id or folder) of the same model, batch,
+    dims and seed, or an optional extra: "openvino" (fp32, latency hint, CPU), "torch" (eager, on the graph with its
+    BatchNormalization folded) or "torch-compile" (max-autotune, on a GPU with CUDA graphs). torch runs on the run's
+    device; "torch-tf32" and "torch-compile-tf32" may round factors to TensorFloat-32, which no other subject does.
+    With fewer than 6 `repeats` a ratio has no interval. `threads` is the number each may use (default: the target's
+    cores; the kernels stay as they were tuned). With the default the result is also written to the run folder as
+    compare.json, which plots and reports show. All outputs are checked against onnxruntime's on the original model.
 
-    Raises InputError for an unknown baseline or an operator that the torch baseline lacks, MissingTool for an extra
-    that is not installed or if the models do not fit the free memory (not asked where the environment variable
-    TVMLAB_CHECK_MEMORY is 0), RunError if the run has no target yet or a runtime fails.
+    Raises InputError for an unknown baseline, a run of other weights or inputs, or an operator that the torch baseline
+    lacks, MissingTool for an extra that is not installed or if the models do not fit the free memory (not asked where
+    the environment variable TVMLAB_CHECK_MEMORY is 0), RunError if the run has no target yet or a runtime fails.
     """
     folder = run.folder if isinstance(run, Run) else RunFolder.open(run)
     subjects = {"tvmlab": ("tvmlab", folder), **{name: _subject(name, folder) for name in baselines}}
@@ -115,9 +122,9 @@ def compare_runs(
 ) -> dict[str, Any]:
     """Time several runs of one model in turns with each other and with the baselines, for tvmlab.study.
 
-    Returns `subjects` (samples_ms of each run, by its name here, and of each baseline), `numerics` (max error / max
-    output against onnxruntime), `threads`, `repeats` and `notes`. What concerns it is also written to each run's
-    compare.json. Raises as `compare` does.
+    Returns `subjects` (samples_ms of each run, by its name here, and of each baseline: one a turn; and the numbers of
+    these turns), `numerics` (max error / max output against onnxruntime), `threads`, `repeats` and `notes`. What
+    concerns it is also written to each run's compare.json. Raises as `compare` does.
     """
     first = next(iter(runs.values()))
     ours = {name: _subject(str(run.path.resolve()), first) for name, run in runs.items()}
@@ -125,7 +132,7 @@ def compare_runs(
     for name, run in runs.items():
         _kept(run, name, list(baselines), timing)
     return {
-        "subjects": {name: {"samples_ms": [s * 1e3 for s in values]} for name, values in timing.samples.items()},
+        "subjects": {name: _subject_row(taken) for name, taken in timing.samples.items()},
         "numerics": timing.errors,
         "threads": timing.threads,
         "repeats": repeats,
@@ -135,12 +142,12 @@ def compare_runs(
 
 @dataclass(frozen=True)
 class _Timing:
-    """What was measured in turns: seconds by subject, each one's error against onnxruntime, and Comparison's notes."""
+    """What was measured in turns: seconds by subject and turn, errors against onnxruntime, and Comparison's notes."""
 
     threads: int
     usual: int
     repeats: int
-    samples: dict[str, list[float]]
+    samples: dict[str, dict[int, float]]
     errors: dict[str, float]
     notes: list[str]
 
@@ -148,7 +155,10 @@ class _Timing:
 def _time(folder: RunFolder, subjects: dict[str, tuple[str, RunFolder]], repeats: int, threads: int | None) -> _Timing:
     """Load every subject in a process of its own, check what it computes, and time them in turns."""
     if repeats < 3:
-        raise InputError(f"repeats={repeats} gives no interval", remedy="ask for 3 or more")
+        raise InputError(
+            f"repeats={repeats} gives no median worth its name",
+            remedy=f"ask for 3 or more, and for {_FEWEST_TURNS} or more if it is to have an interval",
+        )
     target = recorded_target(folder)
     _require_memory(folder, len(subjects) + 1)
     usual = thread_count(target)
@@ -184,13 +194,14 @@ def _require_memory(folder: RunFolder, count: int) -> None:
 
 def _kept(folder: RunFolder, name: str, baselines: list[str], timing: _Timing) -> Comparison:
     """The comparison of one subject with the baselines, also written to its run folder."""
-    samples = {"tvmlab": timing.samples[name], **{other: timing.samples[other] for other in baselines}}
+    taken = {"tvmlab": timing.samples[name], **{other: timing.samples[other] for other in baselines}}
+    subjects = {name: _subject_row(turns) for name, turns in taken.items()}
     result = Comparison(
         run=folder.id,
         threads=timing.threads,
         repeats=timing.repeats,
-        subjects={name: {"samples_ms": [s * 1e3 for s in values]} for name, values in samples.items()},
-        ratios=[_ratio(samples, other) for other in baselines],
+        subjects=subjects,
+        ratios=[_ratio(subjects, other) for other in baselines],
         numerics=_numerics(timing.errors[name]) | {"baselines": {other: timing.errors[other] for other in baselines}},
         notes=timing.notes,
     )
@@ -213,8 +224,13 @@ def _subject(name: str, folder: RunFolder) -> tuple[str, RunFolder]:
             f"unknown baseline {name!r}",
             remedy=f"known are {', '.join(BASELINES)} and the runs of the same model",
         ) from error
-    if (other.experiment.model, other.experiment.batch) != (folder.experiment.model, folder.experiment.batch):
-        raise InputError(f"run {other.id} is of another model or batch", remedy="compare runs of one model")
+    # The seed too: it makes the inputs, and a zoo model's weights.
+    asked, theirs = folder.experiment, other.experiment
+    if differing := [knob for knob in _SAME if getattr(asked, knob) != getattr(theirs, knob)]:
+        raise InputError(
+            f"run {other.id} has another {' and '.join(differing)} than {folder.id}",
+            remedy=f"compare runs of the same {', '.join(_SAME)}",
+        )
     return "tvmlab", other
 
 
@@ -246,34 +262,50 @@ def _load_all(
 
 def _take_turns(
     workers: dict[str, WorkerProcess], repeats: int, turn: tuple[int, float] = (1, 0.0)
-) -> dict[str, list[float]]:
-    """Samples in seconds. One turn of each in every round, in an order that rotates; slow ones less often.
+) -> dict[str, dict[int, float]]:
+    """Seconds of each turn, by its number: one of each in every round, in an order that rotates; slow ones less often.
 
     All but the one whose turn it is are frozen, because the idle threads of TVM and of onnxruntime spin. `turn` is the
     inferences of a turn that count, and the seconds of others before them.
     """
     once = {name: _turn(name, worker, *turn) for name, worker in workers.items()}
-    every = {name: min(max(1, round(values[0] / _SLOW_S)), max(1, repeats // 3)) for name, values in once.items()}
-    samples: dict[str, list[float]] = {name: [] for name in workers}
+    every = {name: _every(taken, repeats) for name, taken in once.items()}
+    samples: dict[str, dict[int, float]] = {name: {} for name in workers}
     names = list(workers)
     for number in range(repeats):
         start = number % len(names)
         for name in names[start:] + names[:start]:
             if number % every[name] == 0:
-                samples[name] += _turn(name, workers[name], *turn)
+                samples[name][number] = _turn(name, workers[name], *turn)
     return samples
 
 
-def _turn(name: str, worker: WorkerProcess, count: int, warm_s: float) -> list[float]:
+def _every(taken_s: float, repeats: int) -> int:
+    """In every how many rounds a subject takes its turn: a power of two, so that one's rounds are among another's.
+
+    >>> [_every(taken_s, 60) for taken_s in (0.01, 0.8, 1.5, 1.75, 100.0)]
+    [1, 2, 4, 4, 8]
+    """
+    wanted = min(max(1, round(taken_s / _SLOW_S)), max(1, repeats // _FEWEST_TURNS))
+    return 1 << (wanted.bit_length() - 1)
+
+
+def _turn(name: str, worker: WorkerProcess, count: int, warm_s: float) -> float:
+    """The median of a turn's inferences: they share its clock state, so they are no samples of their own."""
     worker.proceed()
     try:
-        return ask(name, worker, ("time", count, warm_s), TURN_S)
+        return median(ask(name, worker, ("time", count, warm_s), TURN_S, loaded=True))
     finally:
         worker.pause()
 
 
-def _ratio(samples: dict[str, list[float]], baseline: str) -> dict[str, Any]:
-    ratio, low, high = ratio_in_turns(samples["tvmlab"], samples[baseline])
+def _subject_row(taken: dict[int, float]) -> dict[str, list[Any]]:
+    """A subject as it is kept."""
+    return {"samples_ms": [seconds * 1e3 for seconds in taken.values()], "turns": list(taken)}
+
+
+def _ratio(subjects: dict[str, dict[str, list[Any]]], baseline: str) -> dict[str, Any]:
+    ratio, low, high = ratio_in_turns(*in_shared_turns(subjects["tvmlab"], subjects[baseline]))
     return {"subject": "tvmlab", "baseline": baseline, "ratio": ratio, "low": low, "high": high}
 
 
@@ -287,5 +319,5 @@ def worst_error(found: list[Any], expected: list[Any]) -> float:
     for ours, theirs in zip(found, expected, strict=True):
         scale = float(np.abs(theirs).max()) or 1.0
         error = float(np.abs(ours.reshape(theirs.shape).astype("float64") - theirs).max()) / scale
-        worst = error if not error <= worst else worst  # a NaN is the worst there is
+        worst = float(np.maximum(worst, error))  # a NaN is the worst there is, in whichever output
     return worst

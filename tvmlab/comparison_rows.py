@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from tvmlab import stats
 
-__all__ = ["comparison_rows", "median_ms", "ratio_of"]
+__all__ = ["comparison_rows", "in_shared_turns", "median_ms", "ratio_of"]
 
 
 def comparison_rows(run: str, compared: dict[str, Any]) -> list[dict[str, Any]]:
@@ -40,6 +41,21 @@ def median_ms(compared: dict[str, Any], subject: str) -> float:
 
 
 def ratio_of(compared: dict[str, Any], subject: str, baseline: str) -> dict[str, float]:
-    """The ratio of two subjects with its interval, empty if it is not there."""
+    """The ratio of two subjects with its interval (NaN: too few turns), empty if it is not there."""
     pairs = compared.get("ratios", [])
-    return next((row for row in pairs if (row["subject"], row["baseline"]) == (subject, baseline)), {})
+    found: dict[str, Any] = next((row for row in pairs if (row["subject"], row["baseline"]) == (subject, baseline)), {})
+    return {name: np.nan if value is None else value for name, value in found.items()}  # JSON has null for NaN
+
+
+def in_shared_turns(a: Mapping[str, list[Any]], b: Mapping[str, list[Any]]) -> tuple[list[float], list[float]]:
+    """The samples_ms of two subjects in the turns that both took; all of both where an older file has no `turns`.
+
+    >>> slow, fast = {"samples_ms": [5.0, 7.0], "turns": [0, 2]}, {"samples_ms": [1.0, 2.0, 3.0], "turns": [0, 1, 2]}
+    >>> in_shared_turns(slow, fast)
+    ([5.0, 7.0], [1.0, 3.0])
+    """
+    if "turns" not in a or "turns" not in b:
+        return list(a["samples_ms"]), list(b["samples_ms"])
+    first, second = (dict(zip(subject["turns"], subject["samples_ms"], strict=True)) for subject in (a, b))
+    shared = [turn for turn in first if turn in second]
+    return [first[turn] for turn in shared], [second[turn] for turn in shared]

@@ -68,7 +68,7 @@ def _compile(folder: RunFolder, target: Target, made: Path) -> dict[str, Any]:
     worker = start_worker(folder, target, threads)
     try:
         load("the compiled model", worker, "tvmlab", folder, threads)
-        return ask("the compiled model", worker, ("export", str(made)), LOAD_S)
+        return ask("the compiled model", worker, ("export", str(made)), LOAD_S, loaded=True)
     finally:
         worker.kill()
 

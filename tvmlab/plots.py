@@ -135,9 +135,10 @@ def _lines(runs: Any) -> dict[str, list[str]]:
         steps = ", ".join(step.code() for step in experiment.steps)
         groups.setdefault((model, target, steps, experiment.code()), []).append(folder.id)
     differing = [place for place in range(3) if len({key[place] for key in groups}) > 1]
-    labels = [", ".join(key[place] for place in differing or [0]) for key in groups]
-    if len(set(labels)) < len(labels):  # they differ in something else, such as the time limit
-        labels = [key[-1] for key in groups]
+    for places in (differing or [0], [3], [3, 1]):  # they may differ in something else, such as the time limit
+        labels = [", ".join(key[place] for place in places) for key in groups]
+        if len(set(labels)) == len(labels):
+            break
     return dict(zip(labels, groups.values(), strict=True))
 
 

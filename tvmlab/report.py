@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 
 from tvmlab import frames
+from tvmlab.comparison_rows import ratio_of
 from tvmlab.core import InputError, RunError
 from tvmlab.experiment import STEPS, Experiment, Measure, Options, Repeat
 from tvmlab.records import RunFolder
@@ -250,7 +251,7 @@ def _comparison_sentences(folder: RunFolder, row: pd.Series) -> list[str]:
         return ["The compiled model was not timed end to end; tvmlab compare does that."]
     said = [
         f"End to end, the compiled model takes {_ms(row.end_to_end_ms)} on {compared['threads']} threads.",
-        *(ratio_sentence(pair) for pair in compared["ratios"]),
+        *(ratio_sentence(ratio_of(compared, pair["subject"], pair["baseline"])) for pair in compared["ratios"]),
     ]
     numerics = compared["numerics"]
     verdict = "within" if numerics["ok"] else "NOT within"
@@ -263,16 +264,15 @@ def _comparison_sentences(folder: RunFolder, row: pd.Series) -> list[str]:
 
 
 def ratio_sentence(pair: dict[str, Any]) -> str:
-    """One measured ratio in words: a difference is claimed only where the interval leaves out 1.
+    """One measured ratio in words: a difference is claimed only where there is an interval, and it leaves out 1.
 
     >>> found = {"subject": "tvmlab", "baseline": "untuned", "ratio": 0.5, "low": 0.4, "high": 0.6}
     >>> ratio_sentence(found)
     "tvmlab takes 0.5 times untuned's end-to-end latency (95 % interval 0.4 to 0.6): it is faster."
     """
-    start = (
-        f"{pair['subject']} takes {pair['ratio']:.3g} times {pair['baseline']}'s end-to-end latency "
-        f"(95 % interval {pair['low']:.3g} to {pair['high']:.3g})"
-    )
+    few = np.isnan(pair["low"])
+    interval = "too few turns for an interval" if few else f"95 % interval {pair['low']:.3g} to {pair['high']:.3g}"
+    start = f"{pair['subject']} takes {pair['ratio']:.3g} times {pair['baseline']}'s end-to-end latency ({interval})"
     if pair["high"] < 1:
         return f"{start}: it is faster."
     if pair["low"] > 1:

@@ -44,10 +44,13 @@ def ratio_in_turns(a: ArrayLike, b: ArrayLike, confidence: float = 0.95, seed: i
     "Duet Benchmarking: Improving Measurement Accuracy in the Cloud", ICPE 2020, section 3). The interval is the
     percentile bootstrap's over turns (Efron & Tibshirani 1993, chapter 13); the same seed gives the same.
 
-    If one was timed in fewer turns (a slow subject of `tvmlab.compare`), there are no pairs: median(a) / median(b),
-    each resampled on its own.
+    If one has fewer values, there are no pairs: median(a) / median(b), each resampled on its own. What
+    `tvmlab.compare` keeps of a slow subject is paired by its turns (tvmlab.comparison_rows.in_shared_turns).
 
-    >>> ratio_in_turns([1.0, 2.0, 1.0], [2.0, 4.0, 2.0])
+    Too few turns for a median to have an interval (95 % needs 6) give NaN for its ends: resampling three pairs gives
+    nothing wider than their range, which holds the true ratio in 75 % of cases.
+
+    >>> ratio_in_turns([1.0, 2.0, 1.0] * 2, [2.0, 4.0, 2.0] * 2)
     Interval(value=0.5, low=0.5, high=0.5)
     """
     return resampled_ratio([(a, b)], confidence, seed)
@@ -181,26 +184,36 @@ def holm(p_values: ArrayLike) -> NDArray[np.float64]:
     return corrected
 
 
-def resampled_ratio(pairs: Sequence[tuple[ArrayLike, ArrayLike]], confidence: float = 0.95, seed: int = 0) -> Interval:
-    """Geometric mean over pairs of `ratio_in_turns`, resampling the turns of each.
+def resampled_ratio(
+    pairs: Sequence[tuple[ArrayLike, ArrayLike]],
+    confidence: float = 0.95,
+    seed: int = 0,
+    weights: Sequence[float] | None = None,
+) -> Interval:
+    """Geometric mean over pairs of `ratio_in_turns`, resampling the turns of each; NaN ends if one has too few.
+
+    `weights` of the pairs in the mean add up to 1; without them all count the same.
 
     It says how well these very pairs are known, whose number stays as it is: not what other seeds would give (that is
     `paired_ratio`).
 
-    >>> resampled_ratio([([1.0, 1.0], [2.0, 2.0]), ([4.0, 4.0], [2.0, 2.0])])
+    >>> resampled_ratio([([1.0] * 6, [2.0] * 6), ([4.0] * 6, [2.0] * 6)])
     Interval(value=1.0, low=1.0, high=1.0)
     """
     _check_confidence(confidence)
+    shares = [1 / len(pairs)] * len(pairs) if weights is None else weights
+    value = sum(share * math.log(turn_ratio(a, b)) for share, (a, b) in zip(shares, pairs, strict=True))
+    if min(np.size(samples) for pair in pairs for samples in pair) < _fewest(confidence):
+        return Interval(math.exp(value), math.nan, math.nan)
     generator = np.random.default_rng(seed)
-    value, resampled = 0.0, np.zeros(_RESAMPLES)
-    for a, b in pairs:
+    resampled = np.zeros(_RESAMPLES)
+    for share, (a, b) in zip(shares, pairs, strict=True):
         above, below = _positive(a, "a"), _positive(b, "b")
-        value += math.log(turn_ratio(a, b)) / len(pairs)
         if len(above) == len(below):
             logs = _resampled_medians(np.log(above / below), generator)
         else:
             logs = np.log(_resampled_medians(above, generator) / _resampled_medians(below, generator))
-        resampled += logs / len(pairs)
+        resampled += share * logs
     low, high = np.exp(np.quantile(resampled, [(1 - confidence) / 2, (1 + confidence) / 2]))
     return Interval(math.exp(value), float(low), float(high))
 

@@ -23,6 +23,7 @@ import pandas as pd
 from filelock import FileLock
 
 from tvmlab import frames
+from tvmlab.comparison_rows import in_shared_turns
 from tvmlab.core import InputError, RecordError
 from tvmlab.records import RunFolder, State
 from tvmlab.sources import TRANSFER_FILE
@@ -138,8 +139,8 @@ class StudyFolder:
         return [cell for cell in self.plan if (cell.model, cell.seed) == (model, seed) and cell.arm]
 
     def comparison(self, model: str, seed: int) -> dict[str, Any] | None:
-        """What was timed of a model and seed, None if nothing was: subjects (cell or baseline: samples_ms), numerics
-        (max error / max output), threads, took_s; only `error`, if it failed."""
+        """What was timed of a model and seed, None if nothing was: subjects (cell or baseline: samples_ms, turns),
+        numerics (max error / max output), threads, took_s; only `error`, if it failed."""
         path = self._comparison_path(model, seed)
         return _read(path) if path.exists() else None
 
@@ -157,9 +158,10 @@ class StudyFolder:
 
     @property
     def is_done(self) -> bool:
-        """Whether every run is done and every model and seed was timed."""
+        """Whether every run is done and every arm was timed."""
         return not self.problems and all(self.state_of(cell).status == "done" for cell in self.plan) and all(
-            self.comparison(model, seed) for model, seed in self._timings()
+            {cell.name for cell in self.cells_of(model, seed)} <= _subjects(self.comparison(model, seed)).keys()
+            for model, seed in self._timings()
         )  # fmt: skip
 
     @property
@@ -250,18 +252,21 @@ class StudyFolder:
         return [cells[name] for name in sorted(names)]
 
     def samples(self) -> pd.DataFrame:
-        """Every timed inference: model, source, arm (also "untuned" and "onnxruntime"), seed, repeat, latency_ms.
+        """Every timed inference: model, source, arm (also "untuned" and "onnxruntime"), seed, repeat, turn, latency_ms.
 
-        All of a model and seed were taken in turns, so they share what drifted.
+        All of a model and seed were taken in turns, so they share what drifted; a slow one took only some (`turn` says
+        which; <NA> in a study of before that was noted). On a GPU it is the median of a turn's five inferences.
         """
         rows = []
         for model, seed in self._timings():
-            subjects = (self.comparison(model, seed) or {}).get("subjects", {})
+            subjects = _subjects(self.comparison(model, seed))
             named = {cell.name: _identity(cell) for cell in self.cells_of(model, seed)}
             for name, subject in subjects.items():
                 row = named.get(name, {"model": label(model), "source": "", "arm": name, "seed": seed})
-                rows += [{**row, "repeat": n, "latency_ms": ms} for n, ms in enumerate(subject["samples_ms"])]
-        return pd.DataFrame(rows, columns=[*_KEYS, "repeat", "latency_ms"])
+                turns = subject.get("turns", [None] * len(subject["samples_ms"]))
+                taken = enumerate(zip(turns, subject["samples_ms"], strict=True))
+                rows += [{**row, "repeat": n, "turn": turn, "latency_ms": ms} for n, (turn, ms) in taken]
+        return pd.DataFrame(rows, columns=[*_KEYS, "repeat", "turn", "latency_ms"]).astype({"turn": "Int64"})
 
     def curves(self) -> pd.DataFrame:
         """The model estimate over tuning time, a row a trial: model, source, arm, seed, trial, elapsed_s, estimate_ms.
@@ -302,8 +307,12 @@ def _ms(seconds: float | None) -> float:
     return math.nan if seconds is None else seconds * 1e3
 
 
+def _subjects(timed: dict[str, Any] | None) -> dict[str, Any]:
+    return (timed or {}).get("subjects", {})
+
+
 def _samples_ms(timed: dict[str, Any], name: str) -> list[float]:
-    return list(timed.get("subjects", {}).get(name, {}).get("samples_ms", ()))
+    return list(_subjects(timed).get(name, {}).get("samples_ms", ()))
 
 
 def _median_ms(timed: dict[str, Any], name: str) -> float:
@@ -312,8 +321,10 @@ def _median_ms(timed: dict[str, Any], name: str) -> float:
 
 
 def _ratio(timed: dict[str, Any], above: str, below: str) -> float:
-    ours, theirs = _samples_ms(timed, above), _samples_ms(timed, below)
-    return turn_ratio(ours, theirs) if ours and theirs else math.nan
+    subjects = _subjects(timed)
+    if not {above, below} <= subjects.keys():
+        return math.nan
+    return turn_ratio(*in_shared_turns(subjects[above], subjects[below]))
 
 
 def _read(path: Path) -> Any:

@@ -72,9 +72,15 @@ class WorkerProcess:
         self._connection = Connection(ours.detach())
         self.generation += 1
 
-    def request(self, message: Any, timeout_s: float) -> Any:
-        """Send a message and wait for the answer. Raises WorkerDied, or WorkerTimeout after killing the process."""
-        self.start()
+    def request(self, message: Any, timeout_s: float, *, anew: bool = True) -> Any:
+        """Send a message and wait for the answer. Raises WorkerDied, or WorkerTimeout after killing the process.
+
+        One that died before is started first; with `anew` False that is refused: what it held in memory is needed.
+        """
+        if anew:
+            self.start()
+        elif self.pid is None:
+            raise WorkerDied(self._cause_of_death())
         assert self._connection is not None
         try:
             self._connection.send(message)

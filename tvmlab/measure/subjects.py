@@ -40,19 +40,19 @@ def start_worker(folder: RunFolder, target: Target, threads: int) -> WorkerProce
     return worker
 
 
-def ask(name: str, worker: WorkerProcess, message: tuple[Any, ...], timeout_s: float) -> Any:
-    """The answer of the runtime `name`.
+def ask(name: str, worker: WorkerProcess, message: tuple[Any, ...], timeout_s: float, *, loaded: bool = False) -> Any:
+    """The answer of the runtime `name`; `loaded` says that it takes the model that its process has loaded.
 
     Raises RunError if its process failed, or the error of tvmlab's own that was raised there.
     """
     try:
-        status, answer = worker.request(message, timeout_s)
+        status, answer = worker.request(message, timeout_s, anew=not loaded)
     except (WorkerDied, WorkerTimeout) as error:
-        raise RunError(f"{name} could not be timed", remedy=f"its process {error}; see log.txt") from error
+        raise RunError(f"{name} could not be run", remedy=f"its process {error}; see log.txt") from error
     if status == "ok":
         return answer
     if status == "error":
-        raise RunError(f"{name} could not be timed ({answer})", remedy="see log.txt in the run folder")
+        raise RunError(f"{name} could not be run ({answer})", remedy="see log.txt in the run folder")
     kind: type[TvmlabError] = getattr(core, status)
     raise kind(answer["problem"], remedy=answer["remedy"])
 
@@ -86,6 +86,6 @@ def profiled(folder: RunFolder, runtime: str, repeats: int, threads: int | None,
     worker = start_worker(folder, target, threads or thread_count(target))
     try:
         load(runtime, worker, runtime, folder, threads or thread_count(target))
-        return ask(runtime, worker, ("profile", repeats, alone), LOAD_S)
+        return ask(runtime, worker, ("profile", repeats, alone), LOAD_S, loaded=True)
     finally:
         worker.kill()
