@@ -5,12 +5,14 @@ from __future__ import annotations
 import platform
 import subprocess
 import sys
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 import psutil
 
-__all__ = ["describe"]
+__all__ = ["describe", "shared"]
 
 _PACKAGES = ("tvmlab", "apache-tvm", "apache-tvm-ffi", "xgboost-cpu", "onnx", "onnxruntime", "numpy")
 
@@ -29,6 +31,18 @@ def describe() -> dict[str, Any]:
         "git": _git_state(),
         "command": sys.argv,
     }
+
+
+def shared(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """What of environment.json a report shows: not the command, and of a model's file only the name.
+
+    >>> shared({"model": {"source": "/home/me/net.onnx"}, "command": ["/home/me/tune.py"]})
+    {'model': {'source': 'net.onnx'}}
+    """
+    shown = {name: value for name, value in facts.items() if name != "command"}
+    if source := shown.get("model", {}).get("source"):
+        shown["model"] = shown["model"] | {"source": Path(source).name}
+    return shown
 
 
 def _version(name: str) -> str | None:
