@@ -1,7 +1,7 @@
 """The run folder: what was asked, on what machine, and one line a trial.
 
 <id>/experiment.json    the Experiment
-     environment.json   machine, versions, git state, the target and its roofline
+     environment.json   machine, versions, git state (here and of tvmlab), the target and its roofline
      tasks.json         the model's tasks (TaskInfo); of weight 0 what a layout step only tried
      assignment.json    the packing of each convolution, and what else it could have had; none where all is NCHW
      reuse.json         what it takes from earlier runs (tvmlab.reuse)
