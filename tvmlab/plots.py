@@ -36,7 +36,7 @@ __all__ = [
     "trial_scatter",
 ]
 
-# Okabe & Ito, "Color Universal Design" (2008): eight colours that colour-blind readers tell apart.
+# Okabe & Ito, "Color Universal Design" (2008): seven of the eight colours that colour-blind readers tell apart.
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _GREY = "#8c8c8c"
 # kind -> name, colour and dashes of a reference line
