@@ -1,4 +1,5 @@
-# README's commands. Every target sets up first; the stamp makes that free the second time.
+# README's commands. Every target sets up first; the stamp makes that free the second time. VENV may name an environment
+# that exists, such as conda's (environment.yml).
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -13,7 +14,7 @@ setup: $(STAMP)
 $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "tvmlab needs Python 3.11 or newer; '$(PYTHON)' is older. Try: make $(MAKECMDGOALS) PYTHON=python3.11"; exit 1; }
-	$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
 	@touch $@
 
@@ -42,4 +43,4 @@ lab: setup
 	TVMLAB_RUNS="$${TVMLAB_RUNS:-$(CURDIR)/runs}" $(BIN)/jupyter lab notebooks/01_tune_a_model.ipynb
 
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache

@@ -7,7 +7,7 @@
 OUT gets results.jsonl (a row a measurement, as it comes; what failed is a row with its error), session.txt,
 runs.tar.xz, the run folders, packed after each tuning and each job as tvmlab.pack does, and logs.tar.xz. `--resume`
 takes the folder that an earlier session wrote: rows that are there are not measured again, runs that were interrupted
-go on. docs/gpu.md tells how it is run on a machine that is lent.
+go on. docs/gpu.md tells what is measured, benchmarks/README.md how it is run on a machine that is lent.
 """
 
 import argparse

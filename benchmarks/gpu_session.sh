@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# gpu_session.py on a machine that is lent for ten minutes a call (docs/gpu.md), ended in time whatever happens.
+# gpu_session.py on a machine that is lent for ten minutes a call (benchmarks/README.md), ended in time whatever happens.
 #
 #   benchmarks/gpu_session.sh OUT [options of gpu_session.py]
 #

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Packs what tvmlab needs on a machine with a GPU, Python 3.12 and no package index (docs/gpu.md has the commands there).
+# Packs what tvmlab needs on a machine with a GPU, Python 3.12 and no package index (benchmarks/README.md).
 #
 #   benchmarks/pack_gpu.sh [OUT_DIR]          (default: .gpu-env, which git ignores)
 #
@@ -14,6 +14,12 @@ cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-python3}
 PACK_ENV=${PACK_ENV:-../shared/gpu/pack-env.sh}
 OUT=${1:-.gpu-env}
+
+if [ ! -f "$PACK_ENV" ]; then
+  echo "the packer $PACK_ENV is missing: it is no part of this repository. Name one in PACK_ENV (benchmarks/README.md says" \
+    "what it has to do); where there is a package index, pip install -e '.[cuda,torch]' is all that is needed" >&2
+  exit 1
+fi
 
 pinned() { # name==version of each package, as installed here
   "$PYTHON" -c 'import sys; from importlib.metadata import version

@@ -26,9 +26,11 @@ TASKS = (
 DEFAULTS_US = {"conv2d_relu": 1000.0, "dense": 400.0}
 ENVIRONMENT = {
     "target": {"label": "test-cpu", "roofline": {"peak_gflops": 100.0, "bandwidth_gbs": 10.0}},
+    "model": {"name": "squeezenet", "source": "/home/somebody/models/squeezenet.onnx"},
     "machine": {"cpu": "Test CPU", "cores": 2},
     "versions": {"tvmlab": "0.1.0", "tvm": "0.27.0"},
     "git": {"commit": "0" * 40, "dirty": False},
+    "command": ["/home/somebody/tvmlab/search_process.py", "/home/somebody/runs/a-run"],
     "phases": {},
 }
 

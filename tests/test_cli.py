@@ -328,9 +328,10 @@ def test_lists_are_printed_whole(replaced, capsys):
     out = capsys.readouterr().out
     assert "column_29" in out and len(out.splitlines()) == 71
     asked = []
-    replaced("overview", "tasks", lambda model, target: asked.append((model, target)) or wide)
+    replaced("overview", "tasks", lambda model, target, layout: asked.append((model, target, layout)) or wide)
     assert cli.main(["tasks", "alexnet", "--target", "cpu"]) == 0
-    assert asked == [("alexnet", "cpu")]
+    assert cli.main(["tasks", "alexnet", "--layout", "auto"]) == 0
+    assert asked == [("alexnet", "cpu", "NCHW"), ("alexnet", "auto", "auto")]
 
 
 @pytest.mark.parametrize(("ok", "code"), [(True, 0), (False, 1)])

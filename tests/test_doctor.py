@@ -235,9 +235,9 @@ def test_no_compiler_for_a_gpu(monkeypatch, tmp_path, quick, nvcc):
     monkeypatch.setattr(cuda, "cuda_compiler", lambda: None)
     found = doctor_function(runs_dir=tmp_path, cache_dir=tmp_path, nvml=FakeNvml(H200))
     (check,) = (check for check in found if "no CUDA compiler" in check.detail)
-    assert check.status == "fail" and check.remedy == "pip install 'tvmlab[cuda]'"
+    assert check.status == "fail" and check.remedy == "pip install -e '.[cuda]' in tvmlab's checkout"
     monkeypatch.setitem(sys.modules, "pynvml", FakeNvml(H200))
-    with pytest.raises(MissingTool, match=r"no CUDA compiler.*tvmlab\[cuda\]"):
+    with pytest.raises(MissingTool, match=r"no CUDA compiler.*pip install -e '\.\[cuda\]' in tvmlab's checkout"):
         require_gpu("cuda:0")
 
 

@@ -369,6 +369,13 @@ def test_the_command_for_a_lent_machine_says_what_there_is_and_runs_the_session(
     assert "driver" in console or "libcuda" in console  # what the loader knows of NVIDIA's
 
 
+def test_packing_for_a_lent_machine_says_that_the_packer_is_not_there(tmp_path):
+    command = ["bash", str(BENCHMARKS / "pack_gpu.sh"), str(tmp_path / "out")]
+    missing = {"PYTHON": sys.executable, "PACK_ENV": str(tmp_path / "pack-env.sh")}
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **missing})
+    assert done.returncode == 1 and f"the packer {missing['PACK_ENV']} is missing" in done.stderr
+
+
 @pytest.mark.slow
 def test_the_whole_session_rehearsed_on_the_cpu(tmp_path):
     jobs = "smoke,main,others,layers,report,space"  # upstream, for throughput, takes minutes to begin on two cores

@@ -8,7 +8,8 @@ from net import Net
 
 from tvmlab import winograd
 from tvmlab.core import InputError, Packing
-from tvmlab.layouts import options, sites, transforms_of, uniform
+from tvmlab.layout_graph import place, read, transforms
+from tvmlab.layouts import options, sites, uniform
 from tvmlab.models import load_model
 from tvmlab.tasks import compile_model, extract, lower
 
@@ -35,6 +36,12 @@ def error(model, cpu, assignment) -> float:
         assert np.isfinite(theirs).all() and np.abs(theirs).max() > 0
         differences.append(np.abs(ours.numpy() - theirs).max() / np.abs(theirs).max())
     return max(differences)
+
+
+def transforms_of(model, assignment):
+    """The layout transforms that an assignment costs a model."""
+    graph = read(model.module)
+    return transforms(graph, place(graph, assignment))
 
 
 def classes(model, cpu, assignment):

@@ -95,6 +95,14 @@ def test_a_layer_is_named_by_its_site_or_its_task(model, cpu, template):
     assert "winograd" in winograd.points.template.name and winograd.task.key != template.task.key
 
 
+def test_a_task_of_the_other_layout_is_told_so(model, cpu):
+    plain, packed = (set(tvmlab.tasks(model, cpu, layout=layout).index) for layout in ("NCHW", "auto"))
+    with pytest.raises(InputError, match=r'no task \S+ in layout="auto": it has one in layout="NCHW"'):
+        tvmlab.space(model, min(plain - packed), cpu)
+    with pytest.raises(InputError, match=r'no task \S+ in layout="NCHW": it has one in layout="auto"'):
+        tvmlab.space(model, min(packed - plain), cpu, layout="NCHW")
+
+
 def test_what_cannot_be_had_says_why(model, cpu):
     with pytest.raises(InputError, match=r"conv1 cannot be NCHW16c winograd2, Winograd needs stride 1.*NCHW16c$"):
         tvmlab.space(model, "conv1", cpu, layout="NCHW16c winograd2")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import io
+import pkgutil
 import sys
 import threading
 
@@ -14,6 +16,7 @@ from matplotlib import pyplot
 from matplotlib.figure import Figure
 from PIL import Image
 
+import tvmlab
 from tvmlab import frames, plots
 from tvmlab.core import InputError, TrialStatus
 from tvmlab.experiment import Ansor
@@ -36,6 +39,14 @@ COMPARISON = {
 def _close_figures():
     yield
     pyplot.close("all")
+
+
+def test_the_figures_of_all_modules_are_in_plots():
+    names = [module.name for module in pkgutil.iter_modules(tvmlab.__path__, "tvmlab.")]
+    others = {name for name in names if name.startswith("tvmlab.plots_")} - {"tvmlab.plots_style"}
+    figures = {figure for name in others for figure in importlib.import_module(name).__all__}
+    assert "arm_costs" in figures and figures <= set(plots.__all__)
+    assert all(callable(getattr(plots, figure)) for figure in plots.__all__)
 
 
 def an_axes():

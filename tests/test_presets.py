@@ -56,7 +56,7 @@ def test_a_file_with_symbolic_dimensions(tmp_path):
         presets(path, "cpu", tmp_path)
 
 
-def test_without_past_runs_the_stated_rates_say_how_long(tiny_onnx, tmp_path):
+def test_without_past_runs_guessed_rates_say_how_long(tiny_onnx, tmp_path):
     asked = Experiment(model=tiny_onnx, target="cpu", steps=[Ansor(trials_per_kernel=30), AutoTVM(kernel_trials=50)])
     found = estimate_time(asked, tmp_path)
     tasks = int(tvmlab.tasks(tiny_onnx, "cpu", layout="auto")["tunable"].sum())  # AutoTVM packs the model
@@ -65,7 +65,7 @@ def test_without_past_runs_the_stated_rates_say_how_long(tiny_onnx, tmp_path):
     assert found.seconds == pytest.approx(
         START_S + 30 * tasks / TRIALS_PER_S["ansor"] + templates / TRIALS_PER_S["autotvm"]
     )
-    assert "ansor 3 trials/s (docs/benchmarks.md), autotvm 5 trials/s (docs/benchmarks.md)" in str(found)
+    assert "ansor 3 trials/s (guessed for two cores), autotvm 5 trials/s (guessed for two cores)" in str(found)
     limited = asked.model_copy(update={"time_limit_s": 9.0})
     assert estimate_time(limited, tmp_path).seconds == 9.0
 

@@ -1,8 +1,10 @@
 """The public names: all there, loaded lazily, and not shadowed by the modules of the same name."""
 
 import json
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -42,8 +44,15 @@ def test_functions_stay_callable_after_their_modules_were_imported():
 def test_every_public_name_resolves(name):
     found = getattr(tvmlab, name)
     assert getattr(tvmlab, name) is found
-    if name not in ("claims", "descent", "frames", "gains", "plots", "published", "stats"):
+    modules = ("claims", "descent", "frames", "gains", "plots", "published", "published_selective", "stats")
+    if name not in modules:
         assert callable(found) and found.__doc__
+
+
+def test_what_the_data_are_said_to_be_opened_by_is_public():
+    data = Path(__file__).parents[1] / "data"
+    said = {name for path in data.rglob("README.md") for name in re.findall(r"\btvmlab\.(\w+)", path.read_text())}
+    assert "recorded" in said and said <= set(tvmlab.__all__)
 
 
 def test_dir_lists_the_public_names_and_no_more():

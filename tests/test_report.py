@@ -133,8 +133,10 @@ def test_the_page_is_whole_without_network_code_or_scripts(make_run, tmp_path):
     assert page.tags.count("img") == 2 and text.count("data:image/png;base64,") == 2
     words = " ".join(page.words)
     for expected in ("squeezenet on test-cpu", folder.id, "fell from 2.4 ms", "onnxruntime", "wrong_result",
-                     "Ansor(max_trials=16)", "machine.cpu", "Test CPU"):  # fmt: skip
+                     "Ansor(max_trials=16)", "machine.cpu", "Test CPU", "squeezenet.onnx"):  # fmt: skip
         assert expected in words, expected
+    for private in (str(folder.path), "/home/somebody"):  # a report is for others too
+        assert private not in text
     assert "Traceback" not in words and "plots.latency_vs_trials" not in words  # the notebook's code is left out
 
 
@@ -184,6 +186,7 @@ def test_the_report_of_a_study_is_whole_too(study, tmp_path):
                      "at least 6 are needed", "tvmlab.study", "$source:search", "Test CPU"):  # fmt: skip
         assert expected in words, expected
     assert "Traceback" not in words and "arm_costs" not in words
+    assert str(tmp_path) not in output.read_text() and "/home/somebody" not in output.read_text()
 
 
 @pytest.mark.slow

@@ -77,7 +77,7 @@ _PUBLIC = {
     "tune": "run",
     "why_layout": "layout_choice",
 }
-_MODULES = ("claims", "descent", "frames", "gains", "plots", "published", "stats")
+_MODULES = ("claims", "descent", "frames", "gains", "plots", "published", "published_selective", "stats")
 
 __all__ = [*sorted(_PUBLIC), *_MODULES]
 

@@ -95,6 +95,8 @@ def _tasks_flags(parser: argparse.ArgumentParser) -> None:
 
     parser.add_argument("model", metavar="MODEL", help=Experiment.model_fields["model"].description)
     add_knobs(parser, Experiment, skip=_only(Experiment, "target"))
+    parser.add_argument("--layout", default="NCHW", help="how the convolutions are computed: NCHW (default), NCHW16c, "
+                        "'NCHW16c winograd4'; auto as AutoTVM does where no LayoutTuning chose")  # fmt: skip
 
 
 def _only(options: type[Options], *kept: str) -> list[str]:
@@ -107,7 +109,7 @@ def _tasks(args: argparse.Namespace) -> int:
     from tvmlab.overview import tasks
 
     experiment = Experiment(**given_knobs(args, Experiment))
-    return show(tasks(experiment.model, experiment.target))
+    return show(tasks(experiment.model, experiment.target, layout=args.layout))
 
 
 def _tune_flags(parser: argparse.ArgumentParser) -> None:

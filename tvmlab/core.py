@@ -340,7 +340,7 @@ class Measurement:
 
 
 class Measurer(Protocol):
-    """Builds and runs candidates. The local, RPC and replay measurers share this interface.
+    """Builds and runs candidates. The local and replay measurers share this interface.
 
     `build_wait_s` and `run_s` are the seconds spent so far in waiting for builds and in running. One that `overlaps`
     builds candidates while others run, and runs them in the background: more can be given to it before the last are

@@ -30,7 +30,7 @@ __all__ = [
     "nvidia_gpus",
 ]
 
-WHEELS = "pip install 'tvmlab[cuda]'"
+WHEELS = "pip install -e '.[cuda]' in tvmlab's checkout"
 _RUNTIME = 13  # the major version of CUDA that TVM's runtime is linked to
 _LEAST_DRIVER = "580"  # the first driver of CUDA 13 (CUDA 13.0 release notes, table "CUDA Toolkit and Driver")
 _LEAST_FREE_BYTES = 2 << 30

@@ -1,4 +1,4 @@
-"""Where the data that come with the project are: published numbers, recorded runs, recorded spaces."""
+"""Where the data that come with the project are: published numbers, recorded runs and spaces, benchmarks' rows."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["data_dir"]
 
 
 def data_dir(part: str) -> Path:
-    """A folder of `data/`: "report", "selective", "recorded_runs" or "recorded_spaces".
+    """A folder of `data/`: "report", "selective", "recorded_runs", "recorded_spaces" or "benchmarks".
 
     The data come with the repository, not with an installed package. Raises MissingTool where they are not there.
 

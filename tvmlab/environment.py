@@ -5,18 +5,21 @@ from __future__ import annotations
 import platform
 import subprocess
 import sys
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 import psutil
 
-__all__ = ["describe"]
+__all__ = ["describe", "shared"]
 
 _PACKAGES = ("tvmlab", "apache-tvm", "apache-tvm-ffi", "xgboost-cpu", "onnx", "onnxruntime", "numpy")
+_PACKAGE = Path(__file__).resolve().parent
 
 
 def describe() -> dict[str, Any]:
-    """Machine, versions and git state as plain JSON."""
+    """Machine, versions and git state as plain JSON: `git` of the working directory, `tvmlab_git` of tvmlab itself."""
     return {
         "machine": {
             "system": platform.platform(),
@@ -26,9 +29,22 @@ def describe() -> dict[str, Any]:
             "load_average": psutil.getloadavg()[0],
         },
         "versions": {name: _version(name) for name in _PACKAGES},
-        "git": _git_state(),
+        "git": _git_state(Path()),
+        "tvmlab_git": _tvmlab_git(),
         "command": sys.argv,
     }
+
+
+def shared(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """What of environment.json a report shows: not the command, and of a model's file only the name.
+
+    >>> shared({"model": {"source": "/home/me/net.onnx"}, "command": ["/home/me/tune.py"]})
+    {'model': {'source': 'net.onnx'}}
+    """
+    shown = {name: value for name, value in facts.items() if name != "command"}
+    if source := shown.get("model", {}).get("source"):
+        shown["model"] = shown["model"] | {"source": Path(source).name}
+    return shown
 
 
 def _version(name: str) -> str | None:
@@ -38,14 +54,24 @@ def _version(name: str) -> str | None:
         return None
 
 
-def _git_state() -> dict[str, Any] | None:
-    """Commit and whether it was changed, of the checkout the run was started in; None outside one."""
+def _git_state(folder: Path) -> dict[str, Any] | None:
+    """Commit and whether it was changed, of the checkout that a folder is in; None outside one."""
     try:
-        commit = _git("rev-parse", "HEAD")
-        return {"commit": commit, "changed": bool(_git("status", "--porcelain"))} if commit else None
+        commit = _git(folder, "rev-parse", "HEAD")
+        return {"commit": commit, "changed": bool(_git(folder, "status", "--porcelain"))} if commit else None
     except (OSError, subprocess.SubprocessError):
         return None
 
 
-def _git(*arguments: str) -> str:
-    return subprocess.run(["git", *arguments], capture_output=True, text=True, timeout=10).stdout.strip()
+def _tvmlab_git() -> dict[str, Any] | None:
+    """That of tvmlab's own checkout; None if it is an installed package, which may lie in anybody's repository."""
+    try:
+        top = _git(_PACKAGE, "rev-parse", "--show-toplevel")
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return _git_state(_PACKAGE) if top and Path(top) == _PACKAGE.parent else None
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    command = ["git", "-C", str(folder), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=10).stdout.strip()

@@ -40,7 +40,8 @@ def import_records(
     kept as that target's; `target` says that they are for this one, if they are of the same device (mcpu, arch) and
     differ in other attributes.
 
-    Raises InputError for a folder without a database, without usable records, or for another device than `target`.
+    Raises InputError for a folder without a database, without usable records, or for another device than `target`;
+    RecordError if the files are no database of TVM's.
     """
     folder = Path(path)
     for name in DATABASE_FILES:

@@ -19,10 +19,8 @@ from tvmlab.tasks import Task, calls, extract_from, key_of, lower_module, lower_
 
 __all__ = ["LayoutPlan", "Packed", "described", "lanes_of", "record"]
 
-_DENSE_BLOCK = 128  # features: long runs of memory, read once at batch 1
 _GUESS_GBS = 10.0  # what an unmeasured layout transform reads and writes, on a target without a roofline
 
-Choices = Mapping[str, Mapping[Packing, str | None]]  # by site: None is to be tried, a text is why not
 Latency = Callable[[str], float | None]  # of a task's best trial, seconds
 
 

@@ -11,21 +11,19 @@ from typing import Any
 from tvmlab import packed_ops, plane_ops, winograd
 from tvmlab.core import Assignment, Packing
 from tvmlab.fold import constant, static_shape
-from tvmlab.layout_graph import Graph, Node, Placed, Transform, is_view, place, read, transforms
+from tvmlab.layout_graph import Graph, Node, Placed, is_view, place, read
 from tvmlab.layout_patterns import match_shuffle
 from tvmlab.models import Model
 from tvmlab.sites import Site, options, reason_against
 
 __all__ = [
     "Site",
-    "Transform",
     "copies",
     "dense_block_of",
     "options",
     "pack",
     "pack_sites",
     "sites",
-    "transforms_of",
     "uniform",
 ]
 
@@ -36,12 +34,6 @@ _INJECTIVE, _FUSES_EPILOGUE = 2, 4
 def sites(model: Model) -> list[Site]:
     """Every convolution of a model, in the order of its graph: conv0, conv1, ..., and its dense layers, dense0, ..."""
     return read(model.module).sites
-
-
-def transforms_of(model: Model, assignment: Assignment) -> list[Transform]:
-    """The layout transforms that an assignment costs a model. Raises InputError for an impossible assignment."""
-    graph = read(model.module)
-    return transforms(graph, place(graph, assignment))
 
 
 def uniform(model: Model, block: int, winograd: int = 0, dense_block: int | None = None) -> Assignment:

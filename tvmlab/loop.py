@@ -30,7 +30,7 @@ from tvmlab.tasks import Task
 __all__ = ["run_steps"]
 
 # For each kind of step: the trials a second of which to expect no more, when only the time is limited
-# (docs/benchmarks.md), and what fits the batches to the trials.
+# (guessed for two cores), and what fits the batches to the trials.
 _BATCHES = {
     "ansor": (3, fit_batch_size),
     "autotvm": (5, fit_template_batches),

@@ -40,7 +40,7 @@ def tasks(
     spaces: bool = False,
     depend: bool = False,
 ) -> pd.DataFrame:
-    """The tasks of a model as a frame, the largest share first.
+    """The tasks of a model as a frame, the largest share first; in NCHW unless `layout` says otherwise.
 
     Columns: kernel_class, shapes (inputs -> outputs), weight (how often it occurs), flops and bytes (of one
     occurrence), intensity (FLOP/byte), roofline_us (the shortest time the device's measured limits allow; NaN for
@@ -80,6 +80,7 @@ def _representatives(found: Sequence[Task], target: Target) -> dict[str, str]:
 def space(task: Task | Model | str, name: str = "", target: str | Target = "auto", *, layout: str = "auto") -> Space:
     """The space that a task is searched in: its knobs, its size, any point.
 
+    In the layout "auto" unless `layout` says otherwise; `tvmlab.tasks` shows the tasks in NCHW unless asked likewise.
     Pass a Task; or a model and the name of a convolution or dense layer ("conv0", "conv1", ... in the model's order,
     "dense0", ...; frames.layouts names them too), or of a task in `tvmlab.tasks(model, target, layout=layout)`.
     `layout` is how it is computed: "NCHW", "NCHW16c", "NCHW16c winograd4"; "auto" as the step AutoTVM does where no
@@ -88,8 +89,8 @@ def space(task: Task | Model | str, name: str = "", target: str | Target = "auto
         found = tvmlab.space("resnet50", "conv3", layout="NCHW16c")
         len(found), found[0], found.frame(), found.why_not(17)
 
-    Raises InputError for an unknown model, name, target or layout, or a layout that this layer cannot have (the
-    message says why).
+    Raises InputError for an unknown model, name, target or layout (the message says if it is a task in "NCHW" or
+    "auto"), or a layout that this layer cannot have (the message says why).
     """
     target = named_target(target) if isinstance(target, str) else target
     if isinstance(task, Task):
@@ -104,7 +105,7 @@ def space(task: Task | Model | str, name: str = "", target: str | Target = "auto
     wanted = packed.keys.get(name)
     found = next((each for each in packed.tasks if wanted == each.key or name == each.info.name), None)
     if found is None:
-        raise _no_such_task(model, name, packed)
+        raise _no_such_task(model, name, target, layout, packed)
     return Space(found, target)
 
 
@@ -201,9 +202,14 @@ def pack(model: Model, target: Target, assignment: Assignment) -> Packed:
     return _lowered[key]
 
 
-def _no_such_task(model: Model, name: str, packed: Packed) -> InputError:
+def _no_such_task(model: Model, name: str, target: Target, layout: str, packed: Packed) -> InputError:
     if not name:
         return InputError("a model has many tasks", remedy='name one, such as tvmlab.space("resnet50", "conv3")')
+    for other in ("NCHW", "auto"):
+        there = pack(model, target, _uniform(model, _packing(other, target)))
+        if any(name == task.info.name for task in there.tasks):
+            text = f'{model.name} has no task {name!r} in layout="{layout}"'
+            return InputError(text, remedy=f'it has one in layout="{other}": pass that')
     sites = [site.name for site in layouts.sites(model)]
     known = ", ".join(sites[:3] + [task.info.name for task in packed.tasks[:3]])
     return InputError(f"{model.name} has no layer or task {name!r}", remedy=f"it has {known}, ...; see tvmlab.tasks")

@@ -1,4 +1,7 @@
-"""Figures of run folders. Each function takes runs (as frames do) and an Axes, draws, and returns the Axes.
+"""Figures. Those of run folders take runs (as frames do) and an Axes, draw, and return the Axes.
+
+The figures of the modules plots_* are here too; they draw the frames that their docstrings name. `caption` says above
+any of them where its data come from.
 
 What is drawn is computed first, by `frames` and `latency_bands`, and can be tested as numbers. pyplot is used
 only to make a figure where no `ax` is given; `latency_png` never uses it and may be called from any thread.
@@ -22,21 +25,25 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 from tvmlab import frames
 from tvmlab.columns import identity
 from tvmlab.core import InputError, TrialStatus
+from tvmlab.plots_descent import descent_figure, descent_knobs, descent_latency, descent_map
+from tvmlab.plots_knobs import arm_ends, doubling_shares, stopping_costs
 from tvmlab.plots_layouts import layout_graph
+from tvmlab.plots_profile import profile_bars
+from tvmlab.plots_published import published_bars, published_beside, selective_beside
 from tvmlab.plots_similarity import similarity
+from tvmlab.plots_study import arm_costs, arm_curves, budget_curve
+from tvmlab.plots_style import caption
+from tvmlab.plots_transfer import transfer_heat
+from tvmlab.plots_tuners import tuner_bands, tuner_curves
 
 __all__ = [
-    "latency_bands",
-    "latency_png",
-    "latency_vs_trials",
-    "layout_graph",
-    "lump",
-    "similarity",
-    "task_shares",
-    "trial_scatter",
-]
+    "arm_costs", "arm_curves", "arm_ends", "budget_curve", "caption", "descent_figure", "descent_knobs",
+    "descent_latency", "descent_map", "doubling_shares", "latency_bands", "latency_png", "latency_vs_trials",
+    "layout_graph", "lump", "profile_bars", "published_bars", "published_beside", "selective_beside", "similarity",
+    "stopping_costs", "task_shares", "transfer_heat", "trial_scatter", "tuner_bands", "tuner_curves",
+]  # fmt: skip
 
-# Okabe & Ito, "Color Universal Design" (2008): eight colours that colour-blind readers tell apart.
+# Okabe & Ito, "Color Universal Design" (2008): seven of the eight colours that colour-blind readers tell apart.
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _GREY = "#8c8c8c"
 # kind -> name, colour and dashes of a reference line

@@ -227,7 +227,7 @@ def _rates(experiment: Experiment, target: Target, runs_dir: Path) -> Mapping[st
         for kind, count, seconds in spent_there:
             if count >= _ENOUGH and seconds > 0:
                 found[kind].append((same, count, seconds))
-    rates = {kind: (rate, "docs/benchmarks.md") for kind, rate in TRIALS_PER_S.items()}
+    rates = {kind: (rate, "guessed for two cores") for kind, rate in TRIALS_PER_S.items()}
     for kind, spent in found.items():
         used = ([each for each in spent if each[0]] or spent)[-_NEWEST:]
         rate = sum(count for _, count, _ in used) / sum(seconds for *_, seconds in used)

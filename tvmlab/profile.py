@@ -35,7 +35,8 @@ def profile(run: Run | RunFolder | str, *, repeats: int = 15, threads: int | Non
 
     `frame.attrs` holds run, threads, end_to_end_ms (without instruments), instrumented_ms, and overhead_ms: what
     instruments cost an inference. Their cost inside a kernel's time is measured and subtracted. The result is kept in
-    the run folder as profile.json: `profile_frame` reads it, `causes` sums it up.
+    the run folder as profile.json; of `from tvmlab.profile import causes, profile_frame` the second reads it, the first
+    sums it up. `plots.profile_bars` draws it.
 
     Raises InputError for fewer than 3 repeats, RunError if the run has no target yet or its model cannot be run.
     """

@@ -1,9 +1,10 @@
 """The run folder: what was asked, on what machine, and one line a trial.
 
 <id>/experiment.json    the Experiment
-     environment.json   machine, versions, git state, the target and its roofline
+     environment.json   machine, versions, git state (here and of tvmlab), the target and its roofline
      tasks.json         the model's tasks (TaskInfo); of weight 0 what a layout step only tried
      assignment.json    the packing of each convolution, and what else it could have had; none where all is NCHW
+     fork.json          of a fork: the run that it goes on from, and how far that was
      reuse.json         what it takes from earlier runs (tvmlab.reuse)
      exhausted.json     template spaces that have nothing more to give: their sizes by task (tvmlab.past_records)
      transfer.json      where transferred schedules came from and what became of them (tvmlab.transfer_step)
@@ -16,6 +17,9 @@
      lock               held by the search process for as long as it lives
      log.txt            what the search process printed
      compare.json       written by tvmlab.compare
+     profile.json       written by tvmlab.profile
+     report.html        written by tvmlab.report
+     curve.png          written by `tvmlab demo`
      database_*.json    TVM's own database (tvm.s_tir.meta_schedule.database.JSONDatabase)
 """
 

@@ -11,7 +11,7 @@ from tvmlab.study_folder import StudyFolder
 
 __all__ = ["START_S", "TRIALS_PER_S", "duration_text", "remaining_s"]
 
-# What was found on two cores (docs/benchmarks.md); the first finished runs of a study correct it.
+# Guessed for two cores; the first finished runs of a study correct it.
 TRIALS_PER_S = {"ansor": 3.0, "autotvm": 5.0, "layouttuning": 5.0, "droplet": 3.0, "transfertuning": 3.0,
                 "selective": 5.0}  # fmt: skip
 START_S = 7.0  # to import and lower a model; its default schedules are measured within the limit

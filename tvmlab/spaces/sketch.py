@@ -59,11 +59,6 @@ class SketchSpace:
     def __len__(self) -> int:
         return len(self.sketches)
 
-    @property
-    def is_single(self) -> bool:
-        """Whether the space has no knob at all: one sketch, nothing to choose."""
-        return len(self.sketches) == 1 and not self._knobs[0]
-
     def random(self, sketch: int, rng: np.random.Generator) -> Point:
         """A point of a sketch drawn knob by knob; it need not be valid."""
         return sketch, [knob.random(rng) for knob in self._knobs[sketch]]
