@@ -156,7 +156,7 @@ def estimate_time(experiment: Experiment, runs_dir: str | Path | None = None) ->
     """About how long an experiment takes on this machine at the most, what it reuses from a runs folder left out.
 
     The rates are those of the newest past runs there on its target, of the same model if there are some; where there
-    are none, those of docs/benchmarks.md (two cores). It takes some seconds: the model is cut into tasks. Raises
+    are none, guesses for two cores. It takes some seconds: the model is cut into tasks. Raises
     InputError for an unknown model or target, or for a TransferTuning without anything to take from.
     """
     parent = Path(runs_dir) if runs_dir is not None else default_runs_dir()

@@ -16,10 +16,8 @@
      state.json         status, heartbeat, pid
      lock               held by the search process for as long as it lives
      log.txt            what the search process printed
-     compare.json       written by tvmlab.compare
-     profile.json       written by tvmlab.profile
-     report.html        written by tvmlab.report
-     curve.png          written by `tvmlab demo`
+     compare.json       written by tvmlab.compare, profile.json by tvmlab.profile
+     report.html        written by tvmlab.report, curve.png by `tvmlab demo`
      database_*.json    TVM's own database (tvm.s_tir.meta_schedule.database.JSONDatabase)
 """
 
