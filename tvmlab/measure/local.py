@@ -89,13 +89,7 @@ class LocalMeasurer:
     def measure_defaults(self, task_keys: Sequence[str]) -> Generator[Measurement]:
         """Measure the unscheduled kernels (on a GPU: TVM's default schedule), in order; builds start at once."""
         for key in task_keys:
-            if key in self._references:
-                continue
-            module = self._tasks[key].module
-            if self._target.kind == "cuda":
-                with self._target.to_tvm():
-                    module = default_gpu_schedule(module)
-            self._references[key] = self._builders.submit(_to_json(module))
+            self._submit_reference(key)
         return (self._turn.submit(self._measure_default, key).result() for key in task_keys)
 
     def measure(self, candidates: Sequence[Candidate]) -> Generator[Measurement]:
@@ -243,11 +237,21 @@ class LocalMeasurer:
         )
         return self._request(message, self._options.run_timeout_s * _DEFAULT_TIMEOUT_FACTOR)
 
+    def _submit_reference(self, key: str) -> None:
+        """Have the kernel built that a task's candidates are checked against, unless it is already."""
+        if key in self._references:
+            return
+        module = self._tasks[key].module
+        if self._target.kind == "cuda":
+            with self._target.to_tvm():
+                module = default_gpu_schedule(module)
+        self._references[key] = self._builders.submit(_to_json(module))
+
     def _reference_build(self, key: str) -> Build:
-        found = self._references.get(key)
-        if found is None:
-            list(self.measure_defaults([key]))
-            found = self._references[key]
+        # Of a task whose default was measured by an earlier session. On a GPU this is the device's thread: it must not
+        # ask `measure_defaults`, which waits for that thread.
+        self._submit_reference(key)
+        found = self._references[key]
         if isinstance(found, Future):
             self._wait([found])
             found = self._references[key] = found.result()
