@@ -256,6 +256,53 @@ def test_runs_that_cannot_be_packed_are_told_and_cost_nothing_else(script, make_
     assert "environment.json is damaged" in capsys.readouterr().err and (tmp_path / "logs.tar.xz").exists()
 
 
+@pytest.mark.parametrize("interrupted_in", ["pack", "_pack_logs"])
+def test_what_was_being_packed_when_the_session_ended_is_packed_in_the_end(
+    script, make_run, tmp_path, monkeypatch, interrupted_in
+):
+    import gpu_state
+
+    work = gpu_state.Work(tmp_path / "work", tmp_path, "by a test")
+    made_in(make_run(environment=ENVIRONMENT), work, "one")
+
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(gpu_state.tvmlab if interrupted_in == "pack" else gpu_state, interrupted_in, interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            work.keep()
+    work.keep()
+    assert "one/trials.jsonl" in members(tmp_path / "runs.tar.xz")
+    assert "runs/one/log.txt" in members(tmp_path / "logs.tar.xz")
+
+
+def test_the_alarm_rings_after_the_runs_are_packed_not_while(script, make_run, tmp_path, monkeypatch):
+    import gpu_state
+
+    work, rung, pack = gpu_state.Work(tmp_path / "work", tmp_path, "by a test"), [], gpu_state.tvmlab.pack
+    made_in(make_run(environment=ENVIRONMENT), work, "one")
+
+    def packed(*asked, **options):
+        time.sleep(0.3)
+        assert not rung
+        return pack(*asked, **options)
+
+    monkeypatch.setattr(gpu_state.tvmlab, "pack", packed)
+    before = signal.signal(signal.SIGALRM, lambda *_: rung.append(1))
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.1, 5.0)
+        work.keep()
+        time.sleep(0.05)
+        assert rung and "one/trials.jsonl" in members(tmp_path / "runs.tar.xz")
+        assert 4 < signal.getitimer(signal.ITIMER_REAL)[0] <= 5
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    work.keep()
+    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+
+
 DEAF = """
 import os, signal, sys, time
 from dataclasses import replace
