@@ -50,6 +50,9 @@ class LocalMeasurer:
         self._scratch = tempfile.TemporaryDirectory(prefix=_SCRATCH, dir=folder, ignore_cleanup_errors=True)
         self._best_s: dict[str, float] = {}
         self._references: dict[str, Build | Future[Build]] = {}
+        self._rebuilt: set[str] = set()
+        # By task: how its default kernel failed, how often, and with which start of the device's process at last.
+        self._unrunnable: dict[str, tuple[Measurement, int, int]] = {}
         # On a GPU, or if weights shall stay in the caches, none.
         is_cold = options.cold_weights and target.kind == "llvm"
         self._cold_cache_bytes = (target.details.get("cache_bytes") or _USUAL_CACHE_BYTES) if is_cold else 0
@@ -225,9 +228,14 @@ class LocalMeasurer:
             return False
 
     def _run_reference(self, key: str) -> Measurement:
+        """Run a task's default kernel; one that failed, once more by another process, then never again."""
         build = self._reference_build(key)
         if build.status is not TrialStatus.OK:
             return Measurement(build.status, message=f"the unscheduled kernel cannot be built: {build.message}")
+        failed, times, generation = self._unrunnable.get(key, (None, 0, 0))
+        is_same_process = self._device.pid is not None and self._device.generation == generation
+        if failed is not None and (times > 1 or is_same_process):
+            return failed
         message = (
             "default",
             key,
@@ -235,7 +243,12 @@ class LocalMeasurer:
             build.path,
             {**self._timing(key), "best_s": None},
         )
-        return self._request(message, self._options.run_timeout_s * _DEFAULT_TIMEOUT_FACTOR)
+        found = self._request(message, self._options.run_timeout_s * _DEFAULT_TIMEOUT_FACTOR)
+        if found.status is TrialStatus.OK:
+            self._unrunnable.pop(key, None)
+        else:
+            self._unrunnable[key] = found, times + 1, self._device.generation
+        return found
 
     def _submit_reference(self, key: str) -> None:
         """Have the kernel built that a task's candidates are checked against, unless it is already."""
@@ -248,6 +261,7 @@ class LocalMeasurer:
         self._references[key] = self._builders.submit(_to_json(module))
 
     def _reference_build(self, key: str) -> Build:
+        """Wait for a reference's build; one that the machine may be to blame for is done once more."""
         # Of a task whose default was measured by an earlier session. On a GPU this is the device's thread: it must not
         # ask `measure_defaults`, which waits for that thread.
         self._submit_reference(key)
@@ -255,6 +269,10 @@ class LocalMeasurer:
         if isinstance(found, Future):
             self._wait([found])
             found = self._references[key] = found.result()
+        if found.is_transient and key not in self._rebuilt and not self._closing.is_set():
+            self._rebuilt.add(key)
+            del self._references[key]
+            return self._reference_build(key)
         return found
 
     def _measure_default(self, key: str) -> Measurement:
