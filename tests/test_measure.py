@@ -13,7 +13,7 @@ import pytest
 import tvm
 
 from tvmlab.compat import idle_passes, structural_key
-from tvmlab.core import Candidate, TaskInfo, TrialStatus
+from tvmlab.core import Candidate, Measurement, TaskInfo, TrialStatus
 from tvmlab.experiment import Measure
 from tvmlab.measure import builder, local
 from tvmlab.measure.builder import Build, BuilderPool
@@ -136,6 +136,26 @@ def test_a_crash_is_named_and_the_next_candidate_measured(measurer):
     assert "SIGSEGV" in first.message
     assert second.status is TrialStatus.OK
     assert len(second.latencies_s) == 2
+
+
+@pytest.mark.parametrize(("repeats", "min_repeat_ms"), [(2, 0.2), (50, 500.0), (5, 100.0)])
+def test_what_the_timing_takes_by_plan_is_no_timeout(measurer, monkeypatch, repeats, min_repeat_ms):
+    asked = []
+    options = measurer._options.model_copy(update={"repeats": repeats, "min_repeat_ms": min_repeat_ms})
+    monkeypatch.setattr(measurer, "_options", options)
+
+    def request(message, timeout_s):
+        asked.append((message[0], timeout_s))
+        return message[0] == "has" or Measurement(TrialStatus.OK, (1e-3,))
+
+    monkeypatch.setattr(measurer._device, "request", request)
+    beside = Candidate(TASK.key, "1" * 16, 0, (), candidate(FASTER).payload, rival=candidate(RIGHT))
+    list(measurer.measure([candidate(RIGHT), beside]))
+    list(measurer.measure_defaults([TASK.key]))
+    (alone, turns), (default,) = ([s for kind, s in asked if kind == what] for what in ("measure", "default"))
+    assert alone >= repeats * min_repeat_ms / 1e3 + options.run_timeout_s
+    assert turns >= min(4.0, 3 * 2 * repeats * min_repeat_ms / 1e3) + options.run_timeout_s  # a leader's turns
+    assert default >= repeats * min_repeat_ms / 1e3 + 15 * options.run_timeout_s
 
 
 @pytest.mark.slow

@@ -16,6 +16,7 @@ from typing import Any
 from tvmlab.core import Candidate, Measurement, TrialStatus
 from tvmlab.experiment import Measure
 from tvmlab.measure.builder import Build, BuilderPool, discard, remove_build
+from tvmlab.measure.device import planned_s
 from tvmlab.measure.process import START_S, WorkerDied, WorkerProcess, WorkerTimeout
 from tvmlab.measure.rivals import RivalBuilds
 from tvmlab.measure.watch import NoWatch, Watch
@@ -192,7 +193,9 @@ class LocalMeasurer:
         if failed is not None:
             return failed
         beside = rival.path if rival and not refused else ""
-        found = self._request(("measure", key, path, self._timing(key), beside), self._options.run_timeout_s)
+        timing = self._timing(key)
+        timeout_s = self._options.run_timeout_s + planned_s(timing, in_turns=bool(beside))
+        found = self._request(("measure", key, path, timing, beside), timeout_s)
         if refused and found.status is TrialStatus.OK:
             return replace(found, message=f"measured without its rival: {refused}")
         return found
@@ -236,14 +239,9 @@ class LocalMeasurer:
         is_same_process = self._device.pid is not None and self._device.generation == generation
         if failed is not None and (times > 1 or is_same_process):
             return failed
-        message = (
-            "default",
-            key,
-            arguments(self._tasks[key].module),
-            build.path,
-            {**self._timing(key), "best_s": None},
-        )
-        found = self._request(message, self._options.run_timeout_s * _DEFAULT_TIMEOUT_FACTOR)
+        timing = {**self._timing(key), "best_s": None}
+        timeout_s = self._options.run_timeout_s * _DEFAULT_TIMEOUT_FACTOR + planned_s(timing)
+        found = self._request(("default", key, arguments(self._tasks[key].module), build.path, timing), timeout_s)
         if found.status is TrialStatus.OK:
             self._unrunnable.pop(key, None)
         else:
