@@ -30,6 +30,7 @@ __all__ = [
     "nvidia_gpus",
 ]
 
+_COMPILERS = ("nvrtc", "nvcc")  # as TVM_CUDA_COMPILE_MODE names them
 WHEELS = "pip install 'tvmlab[cuda]'"
 _RUNTIME = 13  # the major version of CUDA that TVM's runtime is linked to
 _LEAST_DRIVER = "580"  # the first driver of CUDA 13 (CUDA 13.0 release notes, table "CUDA Toolkit and Driver")
@@ -198,9 +199,17 @@ def _of_compiler(gpus: Sequence[Gpu]) -> Iterable[Problem]:
     if mode is None:
         yield Problem("there is no CUDA compiler, neither NVRTC nor nvcc", WHEELS, fatal=True)
         return
+    if mode not in _COMPILERS:
+        remedy = f"say {' or '.join(map(repr, _COMPILERS))}, or unset it"
+        yield Problem(f"TVM_CUDA_COMPILE_MODE says {mode!r}, which is no compiler", remedy, fatal=True)
+        return
     known = compiled_archs(mode)
+    if not known:
+        remedy = f"put it on the PATH, or unset TVM_CUDA_COMPILE_MODE and {WHEELS}" if mode == "nvcc" else WHEELS
+        yield Problem(f"the CUDA compiler {mode} does not answer", remedy, fatal=True)
+        return
     for arch in dict.fromkeys(gpu.arch for gpu in gpus):
-        if known and arch.rstrip("af") not in known:
+        if arch.rstrip("af") not in known:
             newest = max(known, key=lambda name: int(name.removeprefix("sm_")))
             text = f"{mode} does not know {arch}, the architecture of {next(g.name for g in gpus if g.arch == arch)}"
             yield Problem(text, f"it knows up to {newest}: install a newer CUDA, or {WHEELS}", fatal=True)
@@ -286,7 +295,9 @@ def cuda_compiler() -> str | None:
 
 @functools.cache
 def compiled_archs(mode: str) -> frozenset[str]:
-    """The architectures that the compiler knows, such as sm_90, without suffix; empty if it does not tell."""
+    """The architectures that the compiler knows, such as sm_90, without suffix; empty if it does not answer."""
+    if mode not in _COMPILERS:
+        return frozenset()
     if mode == "nvcc":
         try:
             done = subprocess.run(["nvcc", "--list-gpu-code"], capture_output=True, text=True, timeout=30)
