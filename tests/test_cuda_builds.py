@@ -1,5 +1,6 @@
 """CUDA spaces of whole models without a card: every task is served, and a real compiler takes the kernels."""
 
+import os
 import re
 import shutil
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 import stub_driver
 from stub_driver import has_nvrtc
 
+from tvmlab import cuda
 from tvmlab.cuda import cuda_compiler
 from tvmlab.measure.builder import BuilderPool
 from tvmlab.models import load_model
@@ -126,6 +128,63 @@ def test_the_kernels_of_the_roofline_compile_for_real(tmp_path):
     """The compiler asks the target's scope for the architecture, and `tvm.compile` enters none."""
     stub_driver.output_of(f"folder = {str(tmp_path)!r}\n{ROOFLINE}", tmp_path)
     assert [cubins(tmp_path / f"{name}.so") for name in ("fma", "copy")] == [1, 1]
+
+
+def wheel_headers():
+    return [path for path in cuda.wheel_roots() if (path / "include" / "cuda_fp16.h").exists()]
+
+
+@pytest.fixture
+def no_toolkit(monkeypatch, tmp_path):
+    """A machine with the wheels only."""
+    folders = [folder for folder in os.environ["PATH"].split(os.pathsep) if not (Path(folder) / "nvcc").exists()]
+    monkeypatch.setenv("PATH", os.pathsep.join(folders))
+    monkeypatch.setattr(cuda, "_TOOLKIT", tmp_path / "none", raising=False)
+    for name in ("CUDA_PATH", "TVM_CUDA_COMPILE_MODE", "TVM_CUDA_NVRTC_EXTRA_OPTS"):
+        monkeypatch.delenv(name, raising=False)
+
+
+HALF = """
+import os
+exists = os.path.exists
+os.path.exists = lambda path: not str(path).startswith("/usr/local/cuda") and exists(path)  # as on such a machine
+import tvm
+from tvm import te
+from tvmlab.nvrtc import compile_kernels
+from tvmlab.tasks import default_gpu_schedule
+compile_kernels()
+x = te.placeholder((64,), "float16", name="x")
+function = te.create_prim_func([x, te.compute((64,), lambda i: te.exp(x[i]))])
+card = tvm.target.Target({"kind": "cuda", "arch": "sm_90"})
+with card:
+    built = tvm.driver.build(default_gpu_schedule(tvm.IRModule({"main": function})), target=card)
+assert "half" in built.imports[0].inspect_source()
+built.export_library(f"{folder}/half.so")
+"""
+
+
+@stub_driver.needed
+@pytest.mark.skipif(not wheel_headers(), reason="needs the headers of the wheels")
+def test_float16_is_compiled_with_the_headers_of_the_wheels(no_toolkit, monkeypatch, tmp_path):
+    """TVM's callback looks for them where a toolkit is installed, and the C++ library not where the wheel has it."""
+    for name, value in target("sm_90").worker_env().items():
+        monkeypatch.setenv(name, value)
+    stub_driver.output_of(f"folder = {str(tmp_path)!r}\n{HALF}", tmp_path)
+    assert cubins(tmp_path / "half.so") == 1
+
+
+@pytest.mark.skipif(not wheel_headers(), reason="needs the headers of the wheels")
+def test_a_toolkit_or_what_the_user_says_comes_before_the_headers_of_the_wheels(no_toolkit, monkeypatch, tmp_path):
+    wheels = target("sm_90").worker_env()
+    assert Path(wheels["CUDA_PATH"], "include", "cuda_fp16.h").exists()
+    monkeypatch.setenv("TVM_CUDA_NVRTC_EXTRA_OPTS", "--ftz=false")
+    assert target("sm_90").worker_env()["TVM_CUDA_NVRTC_EXTRA_OPTS"].endswith("/cccl --ftz=false")
+    monkeypatch.setenv("CUDA_PATH", "/opt/cuda")
+    assert not {"CUDA_PATH", "TVM_CUDA_NVRTC_EXTRA_OPTS"} & target("sm_90").worker_env().keys()
+    monkeypatch.delenv("CUDA_PATH")
+    (tmp_path / "none" / "bin").mkdir(parents=True)
+    (tmp_path / "none" / "bin" / "nvcc").touch()
+    assert "CUDA_PATH" not in target("sm_90").worker_env()
 
 
 @stub_driver.needed

@@ -8,6 +8,7 @@ import importlib
 import importlib.util
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import uuid
@@ -25,11 +26,14 @@ __all__ = [
     "cuda_attrs",
     "cuda_compiler",
     "gpu_problems",
+    "header_env",
     "l2_bytes",
     "library_folders",
     "nvidia_gpus",
+    "wheel_roots",
 ]
 
+_TOOLKIT = Path("/usr/local/cuda")
 _COMPILERS = ("nvrtc", "nvcc")  # as TVM_CUDA_COMPILE_MODE names them
 WHEELS = "pip install 'tvmlab[cuda]'"
 _RUNTIME = 13  # the major version of CUDA that TVM's runtime is linked to
@@ -312,16 +316,34 @@ def compiled_archs(mode: str) -> frozenset[str]:
     return frozenset(f"sm_{arch}" for arch in archs) if int(result) == 0 else frozenset()
 
 
+def wheel_roots() -> list[Path]:
+    """The folders in which NVIDIA's wheels have their `lib` and `include`."""
+    spec = importlib.util.find_spec("nvidia")
+    return [Path(root) / f"cu{_RUNTIME}" for root in (spec.submodule_search_locations if spec else None) or ()]
+
+
+def header_env() -> dict[str, str]:
+    """Environment variables with which TVM's NVRTC callback finds the wheels' headers; none if a toolkit has its own.
+
+    TVM takes CUDA_PATH, else the folder of nvcc, and looks for the C++ library where a toolkit has it, not the wheel.
+    """
+    if "CUDA_PATH" in os.environ or shutil.which("nvcc") or (_TOOLKIT / "bin" / "nvcc").exists():
+        return {}
+    for root in wheel_roots():
+        if (root / "include" / "cuda_runtime.h").exists():
+            options = [shlex.quote(f"-I{root}/include/cccl"), os.environ.get("TVM_CUDA_NVRTC_EXTRA_OPTS", "")]
+            return {"CUDA_PATH": str(root), "TVM_CUDA_NVRTC_EXTRA_OPTS": " ".join(filter(None, options))}
+    return {}
+
+
 def library_folders() -> list[str]:
     """The folders of the CUDA libraries that came as wheels or beside nvcc, for the loader's path.
 
     TVM's runtime needs libcudart.so.13, NVRTC its libnvrtc-builtins, where the loader finds them.
     """
-    spec = importlib.util.find_spec("nvidia")
-    roots = (spec.submodule_search_locations if spec else None) or ()
-    wheels = [Path(root) / f"cu{_RUNTIME}" / "lib" for root in roots]
+    wheels = [root / "lib" for root in wheel_roots()]
     toolkits = [Path(nvcc).resolve().parents[1] for nvcc in filter(None, [shutil.which("nvcc")])]
-    toolkits += [Path("/usr/local/cuda"), *sorted(Path("/usr/local").glob(f"cuda-{_RUNTIME}*"))]
+    toolkits += [_TOOLKIT, *sorted(Path("/usr/local").glob(f"cuda-{_RUNTIME}*"))]
     found = [*wheels, *(kit / lib for kit in toolkits for lib in ("lib64", "lib"))]
     # One set of libraries: the wheels' are also those that torch uses.
     return [str(folder) for folder in found if (folder / f"libcudart.so.{_RUNTIME}").exists()][:1]
