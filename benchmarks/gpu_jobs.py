@@ -140,7 +140,11 @@ def _carried_out(session, model, limit_s):
 
 
 def about(run):
-    """What a run measured, and how busy its device was."""
+    """What a run measured, and how busy its device was.
+
+    `gpu_busy` is the share of time in which a kernel ran, as NVML tells (None on a CPU); `measuring` that in which the
+    device's process had a candidate: loading, copies and checks are in it.
+    """
     state, trials = run.folder.state, list(run.folder.trials())
     batches = run.folder.batches()
     best = {}
@@ -152,7 +156,8 @@ def about(run):
         "trials": state.trials,
         "elapsed_s": state.elapsed_s,
         "trials_per_s": state.trials / state.elapsed_s,
-        "device_busy": state.phases["run_s"] / state.elapsed_s,
+        "gpu_busy": _busy(batches),
+        "measuring": state.phases["run_s"] / state.elapsed_s,
         "phases": state.phases,
         "estimate_ms": state.estimate_s and state.estimate_s * 1e3,
         "untuned_ms": state.untuned_s and state.untuned_s * 1e3,
@@ -162,6 +167,13 @@ def about(run):
         "throttled_batches": sum(bool(row["throttled"]) for row in batches),
         "message": state.message,
     }
+
+
+def _busy(batches):
+    """The share of time in which a GPU was busy over all batches whose driver told; None if there are none."""
+    told = [(row["busy"], row["seconds"]) for row in batches if row.get("busy") is not None]
+    seconds = sum(each for _, each in told)
+    return sum(busy * each for busy, each in told) / seconds if seconds else None
 
 
 def _compare(session, model):
@@ -244,7 +256,7 @@ def _throughput(session, model, trials, seed, folder):
         "tvmlab_valid": ours_valid,
         "times_as_many": records and ours["trials"] / records * seconds,
         "times_as_many_valid": valid and ours_valid / valid * seconds,  # 0 if upstream measured nothing
-        **{name: ours[name] for name in ("trials", "trials_per_s", "device_busy", "phases", "statuses")},
+        **{name: ours[name] for name in ("trials", "trials_per_s", "gpu_busy", "measuring", "phases", "statuses")},
     }
 
 

@@ -20,6 +20,7 @@ from tvmlab.core import Candidate, Roofline, TrialStatus
 from tvmlab.experiment import Ansor, Droplet, Experiment, Measure, TransferTuning
 from tvmlab.frames import trials as frame_of
 from tvmlab.measure import local
+from tvmlab.measure import watch as watch_module
 from tvmlab.measure.builder import Build
 from tvmlab.measure.local import LocalMeasurer
 from tvmlab.measure.process import WorkerProcess
@@ -186,7 +187,40 @@ def test_a_driver_that_tells_nothing_does_not_stop_the_run(tmp_path, capsys):
     watch.note({})
     assert "not recorded: NVML says" in capsys.readouterr().out and not list(tmp_path.iterdir())
     lost = FakeNvml(H200, looks=[(1980, 300, 40, 0), pynvml.NVML_ERROR_GPU_IS_LOST])
-    assert Watch.open("GPU-0abc", tmp_path / "device.jsonl", lost).look() == ""
+    watch = Watch.open("GPU-0abc", tmp_path / "device.jsonl", lost)
+    assert watch.look() == ""
+    watch.close()
+
+
+def test_the_share_of_time_in_which_the_gpu_is_busy_is_sampled_between_candidates_too(tmp_path, monkeypatch):
+    """Seconds of measuring are no GPU time: loading, copies and checks are in them."""
+    monkeypatch.setattr(watch_module, "_SAMPLE_S", 0.01)
+    nvml = FakeNvml(H200, busy=[100, 60, 20, 0])
+    watch = Watch.open("GPU-0abc", tmp_path / "device.jsonl", nvml)
+    while len(nvml.busy) > 1 or len(watch._percent) < 5:
+        time.sleep(0.01)
+    watch.look()
+    seen = len(watch._percent)
+    watch.note({})
+    watch.look()
+    while len(watch._percent) < 3:
+        time.sleep(0.01)
+    watch.note({})
+    watch.close()
+    first, second = RunFolder(tmp_path).batches()
+    assert first["busy"] == pytest.approx(1.8 / seen, abs=0.05) and second["busy"] == 0.0
+    assert not watch._sampler.is_alive()
+
+
+def test_a_driver_that_does_not_tell_how_busy_the_gpu_is_tells_the_rest(tmp_path, monkeypatch):
+    monkeypatch.setattr(watch_module, "_SAMPLE_S", 0.01)
+    watch = Watch.open("GPU-0abc", tmp_path / "device.jsonl", FakeNvml(H200, busy=[-1]))
+    time.sleep(0.05)
+    watch.look()
+    watch.note({})
+    watch.close()
+    (row,) = RunFolder(tmp_path).batches()
+    assert row["busy"] is None and row["sm_mhz"] == [1980, 1980]
 
 
 def test_a_run_on_a_gpu_from_start_to_end(no_card, h200, tiny_onnx, tmp_path, monkeypatch):

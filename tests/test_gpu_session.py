@@ -10,6 +10,7 @@ import tarfile
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -351,6 +352,18 @@ def test_what_a_killed_session_left_running_is_ended_and_nothing_else(script, de
     owner.write_text(json.dumps({"pid": os.getpid(), "began_s": 0.0}))  # another of the same number
     gpu_state.end_leftovers(tmp_path)
     assert process.wait(10) == -signal.SIGKILL
+
+
+def test_how_busy_the_gpu_was_is_not_how_long_was_measured(script, make_run):
+    run = make_run(environment=ENVIRONMENT)
+    run.write_state(replace(run.state, phases={"run_s": 0.5 * run.state.elapsed_s}))
+    row = {"throttled": [], "seconds": 30.0, "busy": 0.1}
+    lines = [row, {**row, "seconds": 10.0, "busy": 0.5}, {**row, "busy": None}]
+    (run.path / "device.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    found = script[1].about(SimpleNamespace(folder=run))
+    assert found["gpu_busy"] == pytest.approx(0.2) and found["measuring"] == pytest.approx(0.5)
+    (run.path / "device.jsonl").unlink()
+    assert script[1].about(SimpleNamespace(folder=run))["gpu_busy"] is None
 
 
 def test_of_upstream_s_records_those_that_ran_are_told_apart(script):

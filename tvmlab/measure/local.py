@@ -319,6 +319,7 @@ class LocalMeasurer:
         self._device.kill()
         self._turn.shutdown(wait=True)
         self._device.kill()  # if the thread was just about to start it again
+        self._watch.close()
         self._scratch.cleanup()
 
 
