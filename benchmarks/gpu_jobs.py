@@ -118,6 +118,11 @@ def _is_tuned(folder):
     return (folder / "experiment.json").exists() and tvmlab.attach(folder).status == "done"
 
 
+def _of_run(folder, model):
+    """What a row says of the run that it is about: a row whose folder did not come back is of another tuning."""
+    return {"model": Path(model).stem, "folder": folder.name}
+
+
 def _tune(session, model):
     limit_s = models(session)[model]
     what = {"job": "tune", "model": Path(model).stem}
@@ -182,7 +187,7 @@ def _compare(session, model):
         if session.rehearse and importlib.util.find_spec("torch") is None:
             baselines = tuple(name for name in baselines if not name.startswith("torch"))
         if baselines and _is_tuned(folder):
-            what = {"job": "compare", "model": Path(model).stem, "baselines": ", ".join(baselines)}
+            what = {"job": "compare", "baselines": ", ".join(baselines), **_of_run(folder, model)}
             least_s = _COMPILE_S if "compile" in baselines[0] else _LOAD_S
             least_s = 30.0 if session.rehearse else least_s
             session.row(what, lambda names=baselines: _compared(session, folder, names), least_s)
@@ -190,9 +195,25 @@ def _compare(session, model):
 
 def _compared(session, folder, baselines):
     """The end-to-end comparison. tvmlab's kernels and "torch" compute in float32, "-tf32" may round factors to TF32."""
+    path = folder / "compare.json"  # of the last call only
+    before = json.loads(path.read_text()) if path.exists() else None
     found = tvmlab.compare(folder, baselines, repeats=3 if session.rehearse else 30)
     print(found, flush=True)
+    if before is not None:
+        path.write_text(json.dumps(_joined(before, json.loads(path.read_text()))))
     return asdict(found)
+
+
+def _joined(before, now):
+    """compare.json of two calls: a baseline's ratio is of its own turns with tvmlab, whose samples are of the first."""
+    baselines = {**before["numerics"]["baselines"], **now["numerics"]["baselines"]}
+    return {
+        **before,
+        "subjects": {**before["subjects"], **now["subjects"], "tvmlab": before["subjects"]["tvmlab"]},
+        "ratios": list({row["baseline"]: row for row in before["ratios"] + now["ratios"]}.values()),
+        "numerics": {**before["numerics"], "baselines": baselines},
+        "notes": list(dict.fromkeys(before["notes"] + now["notes"])),
+    }
 
 
 def layers(session):
@@ -203,7 +224,7 @@ def layers(session):
         folder = _folder(session, model)
         for runtime in ("torch", "torch-tf32"):
             if _is_tuned(folder):
-                what = {"job": "layers", "model": Path(model).stem, "runtime": runtime}
+                what = {"job": "layers", "runtime": runtime, **_of_run(folder, model)}
                 session.row(what, lambda f=folder, r=runtime: {"layers": _layers(f, r)}, 30.0)
 
 

@@ -8,12 +8,13 @@ import subprocess
 import sys
 import tarfile
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
+from tvmlab.compare import Comparison
 from tvmlab.core import Measurement, TrialStatus
 from tvmlab.recordings import recorded
 from tvmlab.records import RunFolder
@@ -225,6 +226,60 @@ def test_a_tuning_is_packed_before_its_row_is_written_and_compared_when_it_is_do
     assert "tiny-best/trials.jsonl" in packed
 
 
+def test_a_comparison_of_a_run_that_did_not_come_back_is_made_again(script, monkeypatch, make_run, tmp_path):
+    """What was compared was another tuning than the one that takes its place."""
+    _, gpu_jobs = script
+    run = make_run(environment=ENVIRONMENT)
+    run.write_state(replace(run.state, phases={"run_s": 1.0}))
+    compared = []
+    monkeypatch.setattr(gpu_jobs, "_compared", lambda session, folder, names: compared.append(names) or {})
+    monkeypatch.setattr(gpu_jobs, "_layers", lambda *_: [])
+    monkeypatch.setattr(gpu_jobs.importlib.util, "find_spec", lambda name: name)
+
+    def main(session):
+        """Goes on with a run that ended."""
+        if not (session.runs / "tiny-best").exists():
+            made_in(run, session, "tiny-best")
+        gpu_jobs.main(session)
+        gpu_jobs.layers(session)
+
+    outs = [tmp_path / name for name in "abc"]
+    assert session(*script, monkeypatch, [main], outs[0]) == 0
+    calls = len(compared)
+    assert calls == 3
+    assert session(*script, monkeypatch, [main], outs[1], "--resume", str(outs[0])) == 0
+    assert len(compared) == calls
+    (outs[1] / "runs.tar.xz").unlink()
+    assert session(*script, monkeypatch, [main], outs[2], "--resume", str(outs[1])) == 0
+    assert len(compared) == 2 * calls
+    assert all(row["folder"] == "tiny-best" for row in rows(outs[2]) if row["job"] in ("compare", "layers"))
+
+
+def test_the_comparisons_of_a_run_are_kept_together(script, monkeypatch, make_run):
+    _, gpu_jobs = script
+    run = make_run(environment=ENVIRONMENT)
+
+    def compared(run, baselines, repeats):
+        subjects = {name: {"samples_ms": [float(len(baselines))]} for name in ("tvmlab", *baselines)}
+        ratios = [{"subject": "tvmlab", "baseline": name, "ratio": 0.5, "low": 0.4, "high": 0.6} for name in baselines]
+        numerics = {"ok": True, "max_error_over_max_output": 0.0, "bound": 1e-4}
+        numerics["baselines"] = dict.fromkeys(baselines, 0.0)
+        found = Comparison(run.id, 1, repeats, subjects, ratios, numerics, ["a note"])
+        run.write_json("compare.json", asdict(found))
+        return found
+
+    monkeypatch.setattr(gpu_jobs.tvmlab, "compare", lambda folder, *asked, **more: compared(run, *asked, **more))
+    asked = SimpleNamespace(rehearse=False)
+    for baselines in (("untuned", "torch"), ("torch-compile",), ("torch-compile",)):
+        row = gpu_jobs._compared(asked, run.path, baselines)
+        assert set(row["subjects"]) == {"tvmlab", *baselines}
+    kept = run.comparison
+    names = ["untuned", "torch", "torch-compile"]
+    assert [row["baseline"] for row in kept["ratios"]] == names and list(kept["numerics"]["baselines"]) == names
+    assert list(kept["subjects"]) == ["tvmlab", *names] and kept["notes"] == ["a note"]
+    assert kept["subjects"]["tvmlab"]["samples_ms"] == [2.0]  # of the first
+
+
 def test_only_what_changed_is_packed_again(script, monkeypatch, make_run, tmp_path):
     import gpu_state
 
@@ -306,7 +361,7 @@ def test_the_alarm_rings_after_the_runs_are_packed_not_while(script, make_run, t
 
 DEAF = """
 import os, signal, sys, time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from tvmlab.records import RunFolder
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
 folder = RunFolder.open(sys.argv[2])
