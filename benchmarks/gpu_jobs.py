@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import common
+import gpu_hazards
 import numpy as np
 import record_space
 
@@ -55,9 +56,19 @@ def models(session):
 
 
 def smoke(session):
-    """Every task: the default kernel and a candidate of each space compile, run, and give the same result."""
+    """Every task: the default kernel and a candidate of each space compile, run, and give the same result.
+
+    Then kernels that a run must survive: one that does not end, and one that writes where it may not.
+    """
     for model in models(session):
         session.row({"job": "smoke", "model": Path(model).stem}, lambda model=model: _smoke(session, model), 40.0)
+    session.row({"job": "smoke", "model": "hazards"}, lambda: _hazards(session), 40.0)
+
+
+def _hazards(session):
+    folder = session.work / "smoke-hazards"
+    folder.mkdir(exist_ok=True)
+    return gpu_hazards.measured(tvmlab.target(session.target), folder)
 
 
 def _smoke(session, model):

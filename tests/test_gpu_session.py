@@ -13,11 +13,14 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from stub_driver import has_nvrtc
 
 from tvmlab.compare import Comparison
 from tvmlab.core import Measurement, TrialStatus
+from tvmlab.nvrtc import compile_lean, lean_source
 from tvmlab.recordings import recorded
 from tvmlab.records import RunFolder
+from tvmlab.targets import target
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 ENVIRONMENT = {
@@ -362,7 +365,9 @@ def test_the_alarm_rings_after_the_runs_are_packed_not_while(script, make_run, t
 DEAF = """
 import os, signal, sys, time
 from dataclasses import asdict, replace
+from tvmlab.nvrtc import compile_lean, lean_source
 from tvmlab.records import RunFolder
+from tvmlab.targets import target
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
 folder = RunFolder.open(sys.argv[2])
 with folder.acquire():
@@ -485,6 +490,30 @@ def test_the_command_for_a_lent_machine_says_what_there_is_and_runs_the_session(
 
 
 @pytest.mark.slow
+def test_a_session_survives_kernels_that_hang_or_write_elsewhere(script, tmp_path):
+    import gpu_hazards
+
+    found = gpu_hazards.measured(target("cpu"), tmp_path)
+    assert found["default"] == "ok" and found["survived"], found
+    assert found["kernels"]["endless"]["run_s"] > 3 and "SIGSEGV" in found["kernels"]["outside"]["message"]
+
+
+@pytest.mark.skipif(not has_nvrtc(), reason="needs cuda-bindings and NVRTC")
+@pytest.mark.parametrize("arch", ["sm_90a", "sm_80"])
+def test_the_kernels_that_a_gpu_session_must_survive_compile(script, arch):
+    import gpu_hazards
+    import tvm
+
+    device, codes = target(arch), {}
+    _, found = gpu_hazards.candidates(device)
+    for name, candidate in zip(gpu_hazards.EXPECTED, found, strict=True):
+        with device.to_tvm():
+            source = tvm.driver.build(candidate.payload.mod, target=device.to_tvm()).imports[0].inspect_source()
+        codes[name] = compile_lean(lean_source(source), arch)
+    assert codes["before"] == codes["after"] and len(codes["endless"]) > len(codes["before"])  # its loop is there
+
+
+@pytest.mark.slow
 def test_the_whole_session_rehearsed_on_the_cpu(tmp_path):
     jobs = "smoke,main,others,layers,report,space"  # upstream, for throughput, takes minutes to begin on two cores
     command = [sys.executable, str(BENCHMARKS / "gpu_session.py"), "--rehearse", "--minutes", "6", "--jobs", jobs]
@@ -494,8 +523,8 @@ def test_the_whole_session_rehearsed_on_the_cpu(tmp_path):
     assert {row["job"] for row in found} >= {"machine", "smoke", "tune", "compare", "report", "space"}
     tuned = next(row for row in found if row["job"] == "tune")
     assert tuned["trials"] > 0 and tuned["statuses"]["ok"] > 0
-    smoke = next(row for row in found if row["job"] == "smoke")
-    assert smoke["tasks"] == 2 and smoke["failures"] == []
+    smoke, hazards = (row for row in found if row["job"] == "smoke")
+    assert smoke["tasks"] == 2 and smoke["failures"] == [] and hazards["survived"]
     assert (tmp_path / "a" / "runs.tar.xz").stat().st_size > 1000
     assert any(name.endswith("tiny-best/log.txt") for name in members(tmp_path / "a" / "logs.tar.xz"))
     assert (tmp_path / "a" / "space_tiny.json").exists() and not list((tmp_path / "a").glob("*.begun.jsonl"))
