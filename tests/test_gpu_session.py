@@ -20,6 +20,8 @@ from tvmlab.core import Measurement, TrialStatus
 from tvmlab.nvrtc import compile_lean, lean_source
 from tvmlab.recordings import recorded
 from tvmlab.records import RunFolder
+from tvmlab.study_design import plan
+from tvmlab.study_folder import StudyFolder
 from tvmlab.targets import target
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
@@ -367,6 +369,8 @@ import os, signal, sys, time
 from dataclasses import asdict, replace
 from tvmlab.nvrtc import compile_lean, lean_source
 from tvmlab.records import RunFolder
+from tvmlab.study_design import plan
+from tvmlab.study_folder import StudyFolder
 from tvmlab.targets import target
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
 folder = RunFolder.open(sys.argv[2])
@@ -424,6 +428,36 @@ def test_how_busy_the_gpu_was_is_not_how_long_was_measured(script, make_run):
     assert found["gpu_busy"] == pytest.approx(0.2) and found["measuring"] == pytest.approx(0.5)
     (run.path / "device.jsonl").unlink()
     assert script[1].about(SimpleNamespace(folder=run))["gpu_busy"] is None
+
+
+def test_one_seed_of_the_report_is_whole_before_others_begin(script, monkeypatch, tmp_path):
+    """All in one study, whichever session carries a part of it out; a seed that failed is tried with the next."""
+    _, gpu_jobs = script
+    assert list(gpu_jobs.JOBS)[:3] == ["smoke", "main", "report"] and list(gpu_jobs.JOBS)[-1] == "seeds"
+    done, problems = [], []
+
+    def study(path, design=None, progress=True):
+        if design is not None:
+            StudyFolder.create(path, design, {"label": "a card", "attrs": {}})
+        definition = StudyFolder.open(path).definition
+        done.append(definition.seeds)
+        return SimpleNamespace(problems=[problems.pop()] if problems else [], path=path, definition=definition)
+
+    monkeypatch.setattr(gpu_jobs.tvmlab, "study", study)
+    design = gpu_jobs._design(SimpleNamespace(rehearse=False, target="cpu"), 0)
+    assert len(design.models) == 3 and design.sources == design.models[:1]
+    assert sum(bool(cell.arm) for cell in plan(design)) == 3 + 5 + 5
+    problems.append("a cell failed")
+    jobs = [gpu_jobs.report, gpu_jobs.seeds]
+    assert session(*script, monkeypatch, jobs, tmp_path / "a") == 1
+    assert done == [(0,)]
+    (tmp_path / "a" / "work" / "runs" / "report").rename(tmp_path / "report")
+    done.clear()
+    (tmp_path / "b" / "work" / "runs").mkdir(parents=True)
+    (tmp_path / "report").rename(tmp_path / "b" / "work" / "runs" / "report")
+    assert session(*script, monkeypatch, jobs, tmp_path / "b") == 0
+    assert done == [(0,), (0, 1)]
+    assert [(row["job"], row["seed"]) for row in rows(tmp_path / "b")[1:]] == [("report", 0), ("seeds", 1)]
 
 
 def test_of_upstream_s_records_those_that_ran_are_told_apart(script):
