@@ -1,4 +1,9 @@
-"""The jobs of gpu_session.py. Each takes the session and measures rows; a row that is there is not measured again."""
+"""The jobs of gpu_session.py. Each takes the session and measures rows; a row that is there is not measured again.
+
+They come in the order of worth that the issue gives: smoke, main, report, the comparison of the other models (others,
+layers), throughput, a recorded space. Of the report's experiment the first seed is whole before anything else is begun,
+the further ones (seeds) come last: they take twice as long as it.
+"""
 
 import importlib.util
 import json
@@ -9,6 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import common
+import gpu_hazards
 import numpy as np
 import record_space
 
@@ -22,6 +28,7 @@ from tvmlab.models import load_model
 from tvmlab.run import begin
 from tvmlab.spaces.sketch import SketchSpace
 from tvmlab.strategies import template_space
+from tvmlab.study_folder import StudyFolder
 from tvmlab.tasks import extract
 
 # Tuning time in seconds: the goal is to be done within ten minutes each.
@@ -55,9 +62,19 @@ def models(session):
 
 
 def smoke(session):
-    """Every task: the default kernel and a candidate of each space compile, run, and give the same result."""
+    """Every task: the default kernel and a candidate of each space compile, run, and give the same result.
+
+    Then kernels that a run must survive: one that does not end, and one that writes where it may not.
+    """
     for model in models(session):
         session.row({"job": "smoke", "model": Path(model).stem}, lambda model=model: _smoke(session, model), 40.0)
+    session.row({"job": "smoke", "model": "hazards"}, lambda: _hazards(session), 40.0)
+
+
+def _hazards(session):
+    folder = session.work / "smoke-hazards"
+    folder.mkdir(exist_ok=True)
+    return gpu_hazards.measured(tvmlab.target(session.target), folder)
 
 
 def _smoke(session, model):
@@ -118,6 +135,11 @@ def _is_tuned(folder):
     return (folder / "experiment.json").exists() and tvmlab.attach(folder).status == "done"
 
 
+def _of_run(folder, model):
+    """What a row says of the run that it is about: a row whose folder did not come back is of another tuning."""
+    return {"model": Path(model).stem, "folder": folder.name}
+
+
 def _tune(session, model):
     limit_s = models(session)[model]
     what = {"job": "tune", "model": Path(model).stem}
@@ -140,7 +162,11 @@ def _carried_out(session, model, limit_s):
 
 
 def about(run):
-    """What a run measured, and how busy its device was."""
+    """What a run measured, and how busy its device was.
+
+    `gpu_busy` is the share of time in which a kernel ran, as NVML tells (None on a CPU); `measuring` that in which the
+    device's process had a candidate: loading, copies and checks are in it.
+    """
     state, trials = run.folder.state, list(run.folder.trials())
     batches = run.folder.batches()
     best = {}
@@ -152,7 +178,8 @@ def about(run):
         "trials": state.trials,
         "elapsed_s": state.elapsed_s,
         "trials_per_s": state.trials / state.elapsed_s,
-        "device_busy": state.phases["run_s"] / state.elapsed_s,
+        "gpu_busy": _busy(batches),
+        "measuring": state.phases["run_s"] / state.elapsed_s,
         "phases": state.phases,
         "estimate_ms": state.estimate_s and state.estimate_s * 1e3,
         "untuned_ms": state.untuned_s and state.untuned_s * 1e3,
@@ -164,13 +191,20 @@ def about(run):
     }
 
 
+def _busy(batches):
+    """The share of time in which a GPU was busy over all batches whose driver told; None if there are none."""
+    told = [(row["busy"], row["seconds"]) for row in batches if row.get("busy") is not None]
+    seconds = sum(each for _, each in told)
+    return sum(busy * each for busy, each in told) / seconds if seconds else None
+
+
 def _compare(session, model):
     folder = _folder(session, model)
     for baselines in _BASELINES:
         if session.rehearse and importlib.util.find_spec("torch") is None:
             baselines = tuple(name for name in baselines if not name.startswith("torch"))
         if baselines and _is_tuned(folder):
-            what = {"job": "compare", "model": Path(model).stem, "baselines": ", ".join(baselines)}
+            what = {"job": "compare", "baselines": ", ".join(baselines), **_of_run(folder, model)}
             least_s = _COMPILE_S if "compile" in baselines[0] else _LOAD_S
             least_s = 30.0 if session.rehearse else least_s
             session.row(what, lambda names=baselines: _compared(session, folder, names), least_s)
@@ -178,9 +212,25 @@ def _compare(session, model):
 
 def _compared(session, folder, baselines):
     """The end-to-end comparison. tvmlab's kernels and "torch" compute in float32, "-tf32" may round factors to TF32."""
+    path = folder / "compare.json"  # of the last call only
+    before = json.loads(path.read_text()) if path.exists() else None
     found = tvmlab.compare(folder, baselines, repeats=6 if session.rehearse else 30)
     print(found, flush=True)
+    if before is not None:
+        path.write_text(json.dumps(_joined(before, json.loads(path.read_text()))))
     return asdict(found)
+
+
+def _joined(before, now):
+    """compare.json of two calls: a baseline's ratio is of its own turns with tvmlab, whose samples are of the first."""
+    baselines = {**before["numerics"]["baselines"], **now["numerics"]["baselines"]}
+    return {
+        **before,
+        "subjects": {**before["subjects"], **now["subjects"], "tvmlab": before["subjects"]["tvmlab"]},
+        "ratios": list({row["baseline"]: row for row in before["ratios"] + now["ratios"]}.values()),
+        "numerics": {**before["numerics"], "baselines": baselines},
+        "notes": list(dict.fromkeys(before["notes"] + now["notes"])),
+    }
 
 
 def layers(session):
@@ -191,7 +241,7 @@ def layers(session):
         folder = _folder(session, model)
         for runtime in ("torch", "torch-tf32"):
             if _is_tuned(folder):
-                what = {"job": "layers", "model": Path(model).stem, "runtime": runtime}
+                what = {"job": "layers", "runtime": runtime, **_of_run(folder, model)}
                 session.row(what, lambda f=folder, r=runtime: {"layers": _layers(f, r)}, 30.0)
 
 
@@ -244,7 +294,7 @@ def _throughput(session, model, trials, seed, folder):
         "tvmlab_valid": ours_valid,
         "times_as_many": records and ours["trials"] / records * seconds,
         "times_as_many_valid": valid and ours_valid / valid * seconds,  # 0 if upstream measured nothing
-        **{name: ours[name] for name in ("trials", "trials_per_s", "device_busy", "phases", "statuses")},
+        **{name: ours[name] for name in ("trials", "trials_per_s", "gpu_busy", "measuring", "phases", "statuses")},
     }
 
 
@@ -258,28 +308,51 @@ def counted(lines):
 
 
 def report(session):
-    """The report's experiment with small budgets: transfers between models, with and without Droplet, several seeds."""
+    """The report's experiment with small budgets and one seed: transfers to other models, with and without Droplet."""
+    session.row({"job": "report", "seed": 0}, lambda: _studied(session, 0), 60.0)
+
+
+def seeds(session):
+    """The report's experiment with further seeds, once the first is whole."""
+    if any(row["job"] == "report" for row in session.rows):
+        for seed in (1,) if session.rehearse else (1, 2):
+            session.row({"job": "seeds", "seed": seed}, lambda seed=seed: _studied(session, seed), 60.0)
+
+
+def _studied(session, seed):
+    path = session.runs / "report"
+    if StudyFolder.is_study(path):
+        _add_seed(path, seed)
+        done = tvmlab.study(path, progress=False)
+    else:
+        done = tvmlab.study(path, _design(session, seed), progress=False)
+    if done.problems:
+        raise RunError("; ".join(done.problems)[:1500], remedy="--resume tries again")
+    session.keep()
+    return {"folder": path.name, "runs": len(list(path.rglob("experiment.json")))}
+
+
+def _add_seed(path, seed):
+    """Have the study in a folder take a seed more: it is carried out seed by seed, so what was done stays."""
+    about = json.loads((path / "study.json").read_text())
+    about["study"]["seeds"] = sorted({*about["study"]["seeds"], seed})
+    scratch = path / ".study.json"
+    scratch.write_text(json.dumps(about))
+    scratch.replace(path / "study.json")
+
+
+def _design(session, seed):
+    """All models, but one source: each whole model that is timed in turns is loaded first, most of the time."""
     ansor, droplet = (4.0, 2.0) if session.rehearse else (20.0, 8.0)
-    names = [*list(models(session))[:2], *(["squeezenet"] if session.rehearse else [])]
-    names = names if not session.rehearse else names[:1]
+    names = tuple(models(session))
     searched, descended = Timed(step=Ansor(), time_limit_s=ansor), Timed(step=Droplet(), time_limit_s=droplet)
     moved = Timed(step=TransferTuning(source=("$source:ansor",)), time_limit_s=droplet)
     arms = {"ansor": (searched,), "ansor+droplet": (searched, descended)}
     arms["ansor, longer"] = (searched, Timed(step=Ansor(), time_limit_s=droplet))
     if len(names) > 1:
         arms |= {"transfer": (moved,), "transfer+droplet": (moved, descended)}
-    seeds = (0,) if session.rehearse else (0, 1, 2)
-    design = Study(models=names, arms=arms, seeds=seeds, repeats=3 if session.rehearse else 15, target=session.target)
-    what = {"job": "report", "models": ", ".join(Path(name).stem for name in names), "seeds": len(seeds)}
-    session.row(what, lambda: _studied(session, design), 60.0)
-
-
-def _studied(session, design):
-    done = tvmlab.study(session.runs / "report", design, progress=False)
-    if done.problems:
-        raise RunError("; ".join(done.problems)[:1500], remedy="--resume tries again")
-    session.keep()
-    return {"folder": "report", "runs": len(list(done.path.rglob("experiment.json")))}
+    repeats = 6 if session.rehearse else 15
+    return Study(models=names, sources=names[:1], arms=arms, seeds=(seed,), repeats=repeats, target=session.target)
 
 
 def space(session):
@@ -303,4 +376,4 @@ def _space(session, model):
     return {"task": task.info.name, "points": len(points), "statuses": dict(Counter(said))}
 
 
-JOBS = {job.__name__: job for job in (smoke, main, throughput, others, layers, report, space)}
+JOBS = {job.__name__: job for job in (smoke, main, report, others, layers, throughput, space, seeds)}

@@ -1,5 +1,6 @@
 """What a session on a GPU leaves for the next one, and takes from the last: run folders, logs, and no processes."""
 
+import contextlib
 import io
 import json
 import os
@@ -42,17 +43,19 @@ class Work:
     def keep(self):
         """Pack the logs and the runs, of which none goes on after this. What cannot be packed is only told."""
         try:
-            end_runs(self.folder)
-            self._set_aside()
-            logs = [path for path in sorted(self.folder.rglob("*")) if _is_log(path)]
-            if self._changed(LOGS, logs):
-                _pack_logs(self.folder, logs, self._out / LOGS)
-            files = [path for path in self.runs.rglob("*") if path.suffix in (".json", ".jsonl")]
-            if any(path.name == "experiment.json" for path in files) and self._changed(RUNS, files):
-                tvmlab.pack(self.runs, self._out / RUNS, self._note, level=_LEVEL)
+            with _alarm_held_back():
+                self._pack()
         except Exception:  # noqa: BLE001  what was measured must not be lost for it
-            self._packed = {}
             traceback.print_exc()
+
+    def _pack(self):
+        end_runs(self.folder)
+        self._set_aside()
+        logs = [path for path in sorted(self.folder.rglob("*")) if _is_log(path)]
+        self._pack_changed(LOGS, logs, lambda target: _pack_logs(self.folder, logs, target))
+        files = [path for path in self.runs.rglob("*") if path.suffix in (".json", ".jsonl")]
+        if any(path.name == "experiment.json" for path in files):
+            self._pack_changed(RUNS, files, lambda target: tvmlab.pack(self.runs, target, self._note, level=_LEVEL))
 
     def _set_aside(self):
         """Move what had not begun out of the runs, its log with it: such a folder is none that can be read."""
@@ -61,11 +64,24 @@ class Work:
                 aside = Path(tempfile.mkdtemp(prefix="not-begun-", dir=self.folder))
                 path.parent.rename(aside / path.parent.name)
 
-    def _changed(self, name, files):
-        """Whether any of the files is another than when this was last asked."""
+    def _pack_changed(self, name, files, pack):
+        """Pack if any of the files is another than when they were last packed."""
         now = {(str(path), path.stat().st_mtime_ns, path.stat().st_size) for path in files}
-        before, self._packed[name] = self._packed.get(name), now
-        return now != before
+        if now != self._packed.get(name):
+            pack(self._out / name)
+            self._packed[name] = now  # an interrupted one is done again
+
+
+@contextlib.contextmanager
+def _alarm_held_back():
+    """The alarm that ends the session, if one is set, rings after this: half an archive is none."""
+    left_s, again_s = signal.setitimer(signal.ITIMER_REAL, 0)
+    began = time.monotonic()
+    try:
+        yield
+    finally:
+        if left_s:
+            signal.setitimer(signal.ITIMER_REAL, max(left_s - (time.monotonic() - began), 1e-3), again_s)
 
 
 def _is_log(path):

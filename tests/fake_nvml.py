@@ -10,7 +10,8 @@ class FakeNvml:
 
     `cuda` is the driver's version of CUDA as NVML gives it, `free` the free memory of each card in GiB (None: all),
     `processes` the pids on each. `looks` are the readings of clocks and power that `Watch` gets in turn, the last one
-    again and again: (SM MHz, W, deg C, reasons), or an error code to raise.
+    again and again: (SM MHz, W, deg C, reasons), or an error code to raise. `busy` are the percentages of time in which
+    kernels ran, likewise.
     """
 
     NVMLError = pynvml.NVMLError
@@ -19,11 +20,13 @@ class FakeNvml:
     NVML_TEMPERATURE_GPU = pynvml.NVML_TEMPERATURE_GPU
 
     def __init__(
-        self, *cards, init_error=None, broken=(), cuda=13000, driver="580.65.06", free=None, processes=(), looks=()
-    ):
+        self, *cards, init_error=None, broken=(), cuda=13000, driver="580.65.06", free=None, processes=(), looks=(),
+        busy=(),
+    ):  # fmt: skip
         self.cards, self.init_error, self.broken, self.open = cards, init_error, broken, 0
         self.cuda, self.driver, self.free, self.processes = cuda, driver, free, processes
         self.looks = list(looks) or [(1980, 350, 45, 0)]
+        self.busy = list(busy) or [50]
 
     def nvmlInit(self):
         if self.init_error is not None:
@@ -78,6 +81,12 @@ class FakeNvml:
         if isinstance(self.now, int):
             raise pynvml.NVMLError(self.now)
         return self.now[0]
+
+    def nvmlDeviceGetUtilizationRates(self, handle):
+        percent = self.busy.pop(0) if len(self.busy) > 1 else self.busy[0]
+        if percent < 0 or percent > 100:
+            raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
+        return SimpleNamespace(gpu=percent, memory=1)
 
     def nvmlDeviceGetPowerUsage(self, handle):
         return self.now[1] * 1000

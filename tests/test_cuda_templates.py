@@ -199,11 +199,12 @@ def test_a_record_of_a_template_gives_the_same_program_again(modules, space):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("model", ["alexnet", "googlenet", "resnet50"])
-def test_every_convolution_and_dense_layer_has_points_that_fit_the_gpu(model):
+@pytest.mark.parametrize("named", ["nvidia/nvidia-h100", "sm_80"])
+def test_every_convolution_and_dense_layer_has_points_that_fit_the_gpu(model, named):
     meta_schedule = load_meta_schedule("cuda")
-    tvm_target = target("nvidia/nvidia-h100").to_tvm()
+    tvm_target = target(named).to_tvm()
     covered = 0
-    for task in extract(load_model(model), target("nvidia/nvidia-h100")):
+    for task in extract(load_model(model), target(named)):
         if not any(word in task.info.kernel_class for word in ("conv2d", "matmul")):
             continue
         points = TemplateSpace(task.key, task.module, tvm_target)

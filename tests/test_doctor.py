@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from collections import namedtuple
+from types import SimpleNamespace
 
 import pynvml
 import pytest
@@ -133,6 +134,7 @@ def test_gpu(monkeypatch, tmp_path, quick):
     monkeypatch.setattr(cuda, "cuda_compiler", lambda: "nvcc")
     monkeypatch.setattr(doctor_module, "cuda_compiler", lambda: "nvcc")
     monkeypatch.setattr(cuda, "compiled_archs", lambda mode: {"sm_90"})
+    monkeypatch.setattr(doctor_module, "compiled_archs", lambda mode: {"sm_90"})
     found = doctor_function(**folders, nvml=FakeNvml(H200))
     assert "NVIDIA H200, sm_90a, driver 580" in named(found, "GPU").detail
     assert named(found, "CUDA compiler").status == "ok" and "CUDA runtime" not in {check.name for check in found}
@@ -238,6 +240,45 @@ def test_no_compiler_for_a_gpu(monkeypatch, tmp_path, quick, nvcc):
     assert check.status == "fail" and check.remedy == "pip install -e '.[cuda]' in tvmlab's checkout"
     monkeypatch.setitem(sys.modules, "pynvml", FakeNvml(H200))
     with pytest.raises(MissingTool, match=r"no CUDA compiler.*pip install -e '\.\[cuda\]' in tvmlab's checkout"):
+        require_gpu("cuda:0")
+
+
+@pytest.fixture
+def fresh_compilers(monkeypatch):
+    """What the compilers said is forgotten, before and after."""
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    cuda.compiled_archs.cache_clear()
+    yield
+    cuda.compiled_archs.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("mode", "words", "remedy"),
+    [
+        ("nvcc", "CUDA compiler nvcc does not answer", "on the PATH"),
+        ("nvrtc", "CUDA compiler nvrtc does not answer", "tvmlab[cuda]"),
+        ("foo", "TVM_CUDA_COMPILE_MODE says 'foo'", "'nvrtc' or 'nvcc'"),
+    ],
+)
+def test_a_compiler_that_does_not_answer(monkeypatch, tmp_path, quick, fresh_compilers, mode, words, remedy):
+    """nvcc is asked for where there is none, cuda-bindings installed without NVRTC's library, no such mode known."""
+
+    def no_library():
+        raise RuntimeError("Failure finding libnvrtc.so")
+
+    monkeypatch.setenv("TVM_CUDA_COMPILE_MODE", mode)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    without = SimpleNamespace(nvrtcGetSupportedArchs=no_library)
+    monkeypatch.setitem(sys.modules, "cuda.bindings.nvrtc", without)
+    nvml = FakeNvml(H200)
+    found = doctor_function(runs_dir=tmp_path, cache_dir=tmp_path, nvml=nvml)
+    (check,) = (check for check in found if words in check.detail)
+    assert check.status == "fail" and remedy in check.remedy
+    assert "CUDA compiler" not in {check.name for check in found}
+    monkeypatch.setitem(sys.modules, "pynvml", nvml)
+    with pytest.warns(RuntimeWarning, match=re.escape(words)):
+        targets(cache_dir=tmp_path)
+    with pytest.raises(MissingTool, match=re.escape(words)):
         require_gpu("cuda:0")
 
 

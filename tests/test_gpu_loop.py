@@ -13,18 +13,21 @@ from fake_measurer import latency_of
 from fake_nvml import H200, FakeNvml
 from test_transfer import write_model
 
+from tvmlab import run as run_module
 from tvmlab import search_process
 from tvmlab.compat import read_database, structural_key
 from tvmlab.core import Candidate, Roofline, TrialStatus
 from tvmlab.experiment import Ansor, Droplet, Experiment, Measure, TransferTuning
 from tvmlab.frames import trials as frame_of
 from tvmlab.measure import local
+from tvmlab.measure import watch as watch_module
 from tvmlab.measure.builder import Build
 from tvmlab.measure.local import LocalMeasurer
 from tvmlab.measure.process import WorkerProcess
 from tvmlab.measure.watch import NoWatch, Watch
 from tvmlab.models import load_model
 from tvmlab.records import RunFolder
+from tvmlab.session import Session
 from tvmlab.targets import target
 from tvmlab.tasks import extract, lower
 
@@ -119,6 +122,16 @@ def test_candidates_run_in_order_while_the_next_are_built(measurer, tasks):
     assert [m.status for m in found] == ["ok"] * 4 and measurer.run_s > 0
 
 
+@pytest.mark.timeout(60)
+def test_a_task_whose_default_was_not_measured_here(no_card, h200, tasks, tmp_path, monkeypatch):
+    """As in a resumed run, whose defaults are in its records: the device's thread must not wait for itself."""
+    monkeypatch.setattr(local, "_to_json", lambda module: module if isinstance(module, str) else "default")
+    with LocalMeasurer(tasks, h200, Measure(build_workers=2, run_timeout_s=3.0), tmp_path) as made:
+        found = list(made.measure([*candidates(tasks[0], "1", "dies", "2"), *candidates(tasks[1], "3")]))
+        assert [m.status for m in found] == ["ok", "crashed", "ok", "ok"]
+        assert made._builders.built.count("default") == 2
+
+
 def test_builders_get_the_compiler_and_its_libraries(measurer):
     assert measurer._builders.environment["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
     assert "LD_LIBRARY_PATH" in measurer._builders.environment
@@ -174,7 +187,40 @@ def test_a_driver_that_tells_nothing_does_not_stop_the_run(tmp_path, capsys):
     watch.note({})
     assert "not recorded: NVML says" in capsys.readouterr().out and not list(tmp_path.iterdir())
     lost = FakeNvml(H200, looks=[(1980, 300, 40, 0), pynvml.NVML_ERROR_GPU_IS_LOST])
-    assert Watch.open("GPU-0abc", tmp_path / "device.jsonl", lost).look() == ""
+    watch = Watch.open("GPU-0abc", tmp_path / "device.jsonl", lost)
+    assert watch.look() == ""
+    watch.close()
+
+
+def test_the_share_of_time_in_which_the_gpu_is_busy_is_sampled_between_candidates_too(tmp_path, monkeypatch):
+    """Seconds of measuring are no GPU time: loading, copies and checks are in them."""
+    monkeypatch.setattr(watch_module, "_SAMPLE_S", 0.01)
+    nvml = FakeNvml(H200, busy=[100, 60, 20, 0])
+    watch = Watch.open("GPU-0abc", tmp_path / "device.jsonl", nvml)
+    while len(nvml.busy) > 1 or len(watch._percent) < 5:
+        time.sleep(0.01)
+    watch.look()
+    seen = len(watch._percent)
+    watch.note({})
+    watch.look()
+    while len(watch._percent) < 3:
+        time.sleep(0.01)
+    watch.note({})
+    watch.close()
+    first, second = RunFolder(tmp_path).batches()
+    assert first["busy"] == pytest.approx(1.8 / seen, abs=0.05) and second["busy"] == 0.0
+    assert not watch._sampler.is_alive()
+
+
+def test_a_driver_that_does_not_tell_how_busy_the_gpu_is_tells_the_rest(tmp_path, monkeypatch):
+    monkeypatch.setattr(watch_module, "_SAMPLE_S", 0.01)
+    watch = Watch.open("GPU-0abc", tmp_path / "device.jsonl", FakeNvml(H200, busy=[-1]))
+    time.sleep(0.05)
+    watch.look()
+    watch.note({})
+    watch.close()
+    (row,) = RunFolder(tmp_path).batches()
+    assert row["busy"] is None and row["sm_mhz"] == [1980, 1980]
 
 
 def test_a_run_on_a_gpu_from_start_to_end(no_card, h200, tiny_onnx, tmp_path, monkeypatch):
@@ -195,6 +241,36 @@ def test_a_run_on_a_gpu_from_start_to_end(no_card, h200, tiny_onnx, tmp_path, mo
     assert folder.environment["target"]["attrs"]["arch"] == "sm_90a"
     slow = folder.read_json("refine.json", missing={"set_aside": []})["set_aside"]
     assert len(slow) == (found["latency_us"] > 1000).sum()  # slower than the default schedule
+
+
+@pytest.mark.timeout(120)
+def test_a_run_on_a_gpu_is_resumed_and_forked(no_card, h200, tiny_onnx, tmp_path, monkeypatch):
+    monkeypatch.setattr(search_process, "named_target", lambda name: h200)
+    monkeypatch.setattr(run_module, "_check", lambda *_: None)
+    monkeypatch.setattr(run_module, "_launch", lambda folder: folder)
+    step = Ansor(max_trials=12, population=16, generations=1, batch_size=4)
+    asked = Experiment(model=tiny_onnx, target="cuda:0", steps=[step], measure=Measure(build_workers=2))
+    folder = RunFolder.create(asked, tmp_path)
+    stop, record = threading.Event(), Session.record
+
+    def counted(self, *about):
+        trial = record(self, *about)
+        if trial.trial == 4:
+            stop.set()
+        return trial
+
+    with monkeypatch.context() as patched, folder.acquire():
+        patched.setattr(Session, "record", counted)
+        search_process.search(folder, stop)
+    assert folder.state.status == "stopped" and 4 <= folder.state.trials < 12
+    with folder.acquire():
+        search_process.search(folder, threading.Event())
+    assert folder.state.status == "done" and folder.state.trials == 12
+    forked = run_module.fork(folder, [Droplet(max_trials=8)])
+    with forked.acquire():
+        search_process.search(forked, threading.Event())
+    descent = [trial for trial in forked.trials() if trial.step == 1]
+    assert forked.state.status == "done" and descent and all(trial.ok for trial in descent)
 
 
 def test_descents_and_transfers_go_by_the_traces_of_a_gpu(no_card, h200, tmp_path, monkeypatch):

@@ -8,14 +8,21 @@ import subprocess
 import sys
 import tarfile
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from stub_driver import has_nvrtc
 
+from tvmlab.compare import Comparison
 from tvmlab.core import Measurement, TrialStatus
+from tvmlab.nvrtc import compile_lean, lean_source
 from tvmlab.recordings import recorded
 from tvmlab.records import RunFolder
+from tvmlab.study_design import plan
+from tvmlab.study_folder import StudyFolder
+from tvmlab.targets import target
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 ENVIRONMENT = {
@@ -224,6 +231,60 @@ def test_a_tuning_is_packed_before_its_row_is_written_and_compared_when_it_is_do
     assert "tiny-best/trials.jsonl" in packed
 
 
+def test_a_comparison_of_a_run_that_did_not_come_back_is_made_again(script, monkeypatch, make_run, tmp_path):
+    """What was compared was another tuning than the one that takes its place."""
+    _, gpu_jobs = script
+    run = make_run(environment=ENVIRONMENT)
+    run.write_state(replace(run.state, phases={"run_s": 1.0}))
+    compared = []
+    monkeypatch.setattr(gpu_jobs, "_compared", lambda session, folder, names: compared.append(names) or {})
+    monkeypatch.setattr(gpu_jobs, "_layers", lambda *_: [])
+    monkeypatch.setattr(gpu_jobs.importlib.util, "find_spec", lambda name: name)
+
+    def main(session):
+        """Goes on with a run that ended."""
+        if not (session.runs / "tiny-best").exists():
+            made_in(run, session, "tiny-best")
+        gpu_jobs.main(session)
+        gpu_jobs.layers(session)
+
+    outs = [tmp_path / name for name in "abc"]
+    assert session(*script, monkeypatch, [main], outs[0]) == 0
+    calls = len(compared)
+    assert calls == 3
+    assert session(*script, monkeypatch, [main], outs[1], "--resume", str(outs[0])) == 0
+    assert len(compared) == calls
+    (outs[1] / "runs.tar.xz").unlink()
+    assert session(*script, monkeypatch, [main], outs[2], "--resume", str(outs[1])) == 0
+    assert len(compared) == 2 * calls
+    assert all(row["folder"] == "tiny-best" for row in rows(outs[2]) if row["job"] in ("compare", "layers"))
+
+
+def test_the_comparisons_of_a_run_are_kept_together(script, monkeypatch, make_run):
+    _, gpu_jobs = script
+    run = make_run(environment=ENVIRONMENT)
+
+    def compared(run, baselines, repeats):
+        subjects = {name: {"samples_ms": [float(len(baselines))]} for name in ("tvmlab", *baselines)}
+        ratios = [{"subject": "tvmlab", "baseline": name, "ratio": 0.5, "low": 0.4, "high": 0.6} for name in baselines]
+        numerics = {"ok": True, "max_error_over_max_output": 0.0, "bound": 1e-4}
+        numerics["baselines"] = dict.fromkeys(baselines, 0.0)
+        found = Comparison(run.id, 1, repeats, subjects, ratios, numerics, ["a note"])
+        run.write_json("compare.json", asdict(found))
+        return found
+
+    monkeypatch.setattr(gpu_jobs.tvmlab, "compare", lambda folder, *asked, **more: compared(run, *asked, **more))
+    asked = SimpleNamespace(rehearse=False)
+    for baselines in (("untuned", "torch"), ("torch-compile",), ("torch-compile",)):
+        row = gpu_jobs._compared(asked, run.path, baselines)
+        assert set(row["subjects"]) == {"tvmlab", *baselines}
+    kept = run.comparison
+    names = ["untuned", "torch", "torch-compile"]
+    assert [row["baseline"] for row in kept["ratios"]] == names and list(kept["numerics"]["baselines"]) == names
+    assert list(kept["subjects"]) == ["tvmlab", *names] and kept["notes"] == ["a note"]
+    assert kept["subjects"]["tvmlab"]["samples_ms"] == [2.0]  # of the first
+
+
 def test_only_what_changed_is_packed_again(script, monkeypatch, make_run, tmp_path):
     import gpu_state
 
@@ -256,10 +317,61 @@ def test_runs_that_cannot_be_packed_are_told_and_cost_nothing_else(script, make_
     assert "environment.json is damaged" in capsys.readouterr().err and (tmp_path / "logs.tar.xz").exists()
 
 
+@pytest.mark.parametrize("interrupted_in", ["pack", "_pack_logs"])
+def test_what_was_being_packed_when_the_session_ended_is_packed_in_the_end(
+    script, make_run, tmp_path, monkeypatch, interrupted_in
+):
+    import gpu_state
+
+    work = gpu_state.Work(tmp_path / "work", tmp_path, "by a test")
+    made_in(make_run(environment=ENVIRONMENT), work, "one")
+
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(gpu_state.tvmlab if interrupted_in == "pack" else gpu_state, interrupted_in, interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            work.keep()
+    work.keep()
+    assert "one/trials.jsonl" in members(tmp_path / "runs.tar.xz")
+    assert "runs/one/log.txt" in members(tmp_path / "logs.tar.xz")
+
+
+def test_the_alarm_rings_after_the_runs_are_packed_not_while(script, make_run, tmp_path, monkeypatch):
+    import gpu_state
+
+    work, rung, pack = gpu_state.Work(tmp_path / "work", tmp_path, "by a test"), [], gpu_state.tvmlab.pack
+    made_in(make_run(environment=ENVIRONMENT), work, "one")
+
+    def packed(*asked, **options):
+        time.sleep(0.3)
+        assert not rung
+        return pack(*asked, **options)
+
+    monkeypatch.setattr(gpu_state.tvmlab, "pack", packed)
+    before = signal.signal(signal.SIGALRM, lambda *_: rung.append(1))
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.1, 5.0)
+        work.keep()
+        time.sleep(0.05)
+        assert rung and "one/trials.jsonl" in members(tmp_path / "runs.tar.xz")
+        assert 4 < signal.getitimer(signal.ITIMER_REAL)[0] <= 5
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    work.keep()
+    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+
+
 DEAF = """
 import os, signal, sys, time
-from dataclasses import replace
+from dataclasses import asdict, replace
+from tvmlab.nvrtc import compile_lean, lean_source
 from tvmlab.records import RunFolder
+from tvmlab.study_design import plan
+from tvmlab.study_folder import StudyFolder
+from tvmlab.targets import target
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
 folder = RunFolder.open(sys.argv[2])
 with folder.acquire():
@@ -304,6 +416,48 @@ def test_what_a_killed_session_left_running_is_ended_and_nothing_else(script, de
     owner.write_text(json.dumps({"pid": os.getpid(), "began_s": 0.0}))  # another of the same number
     gpu_state.end_leftovers(tmp_path)
     assert process.wait(10) == -signal.SIGKILL
+
+
+def test_how_busy_the_gpu_was_is_not_how_long_was_measured(script, make_run):
+    run = make_run(environment=ENVIRONMENT)
+    run.write_state(replace(run.state, phases={"run_s": 0.5 * run.state.elapsed_s}))
+    row = {"throttled": [], "seconds": 30.0, "busy": 0.1}
+    lines = [row, {**row, "seconds": 10.0, "busy": 0.5}, {**row, "busy": None}]
+    (run.path / "device.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    found = script[1].about(SimpleNamespace(folder=run))
+    assert found["gpu_busy"] == pytest.approx(0.2) and found["measuring"] == pytest.approx(0.5)
+    (run.path / "device.jsonl").unlink()
+    assert script[1].about(SimpleNamespace(folder=run))["gpu_busy"] is None
+
+
+def test_one_seed_of_the_report_is_whole_before_others_begin(script, monkeypatch, tmp_path):
+    """All in one study, whichever session carries a part of it out; a seed that failed is tried with the next."""
+    _, gpu_jobs = script
+    assert list(gpu_jobs.JOBS)[:3] == ["smoke", "main", "report"] and list(gpu_jobs.JOBS)[-1] == "seeds"
+    done, problems = [], []
+
+    def study(path, design=None, progress=True):
+        if design is not None:
+            StudyFolder.create(path, design, {"label": "a card", "attrs": {}})
+        definition = StudyFolder.open(path).definition
+        done.append(definition.seeds)
+        return SimpleNamespace(problems=[problems.pop()] if problems else [], path=path, definition=definition)
+
+    monkeypatch.setattr(gpu_jobs.tvmlab, "study", study)
+    design = gpu_jobs._design(SimpleNamespace(rehearse=False, target="cpu"), 0)
+    assert len(design.models) == 3 and design.sources == design.models[:1]
+    assert sum(bool(cell.arm) for cell in plan(design)) == 3 + 5 + 5
+    problems.append("a cell failed")
+    jobs = [gpu_jobs.report, gpu_jobs.seeds]
+    assert session(*script, monkeypatch, jobs, tmp_path / "a") == 1
+    assert done == [(0,)]
+    (tmp_path / "a" / "work" / "runs" / "report").rename(tmp_path / "report")
+    done.clear()
+    (tmp_path / "b" / "work" / "runs").mkdir(parents=True)
+    (tmp_path / "report").rename(tmp_path / "b" / "work" / "runs" / "report")
+    assert session(*script, monkeypatch, jobs, tmp_path / "b") == 0
+    assert done == [(0,), (0, 1)]
+    assert [(row["job"], row["seed"]) for row in rows(tmp_path / "b")[1:]] == [("report", 0), ("seeds", 1)]
 
 
 def test_of_upstream_s_records_those_that_ran_are_told_apart(script):
@@ -377,6 +531,30 @@ def test_packing_for_a_lent_machine_says_that_the_packer_is_not_there(tmp_path):
 
 
 @pytest.mark.slow
+def test_a_session_survives_kernels_that_hang_or_write_elsewhere(script, tmp_path):
+    import gpu_hazards
+
+    found = gpu_hazards.measured(target("cpu"), tmp_path)
+    assert found["default"] == "ok" and found["survived"], found
+    assert found["kernels"]["endless"]["run_s"] > 3 and "SIGSEGV" in found["kernels"]["outside"]["message"]
+
+
+@pytest.mark.skipif(not has_nvrtc(), reason="needs cuda-bindings and NVRTC")
+@pytest.mark.parametrize("arch", ["sm_90a", "sm_80"])
+def test_the_kernels_that_a_gpu_session_must_survive_compile(script, arch):
+    import gpu_hazards
+    import tvm
+
+    device, codes = target(arch), {}
+    _, found = gpu_hazards.candidates(device)
+    for name, candidate in zip(gpu_hazards.EXPECTED, found, strict=True):
+        with device.to_tvm():
+            source = tvm.driver.build(candidate.payload.mod, target=device.to_tvm()).imports[0].inspect_source()
+        codes[name] = compile_lean(lean_source(source), arch)
+    assert codes["before"] == codes["after"] and len(codes["endless"]) > len(codes["before"])  # its loop is there
+
+
+@pytest.mark.slow
 def test_the_whole_session_rehearsed_on_the_cpu(tmp_path):
     jobs = "smoke,main,others,layers,report,space"  # upstream, for throughput, takes minutes to begin on two cores
     command = [sys.executable, str(BENCHMARKS / "gpu_session.py"), "--rehearse", "--minutes", "6", "--jobs", jobs]
@@ -386,8 +564,8 @@ def test_the_whole_session_rehearsed_on_the_cpu(tmp_path):
     assert {row["job"] for row in found} >= {"machine", "smoke", "tune", "compare", "report", "space"}
     tuned = next(row for row in found if row["job"] == "tune")
     assert tuned["trials"] > 0 and tuned["statuses"]["ok"] > 0
-    smoke = next(row for row in found if row["job"] == "smoke")
-    assert smoke["tasks"] == 2 and smoke["failures"] == []
+    smoke, hazards = (row for row in found if row["job"] == "smoke")
+    assert smoke["tasks"] == 2 and smoke["failures"] == [] and hazards["survived"]
     assert (tmp_path / "a" / "runs.tar.xz").stat().st_size > 1000
     assert any(name.endswith("tiny-best/log.txt") for name in members(tmp_path / "a" / "logs.tar.xz"))
     assert (tmp_path / "a" / "space_tiny.json").exists() and not list((tmp_path / "a").glob("*.begun.jsonl"))

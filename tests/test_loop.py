@@ -178,6 +178,27 @@ def test_stop_during_the_defaults_and_resume(make_folder, run):
     assert len(second.defaults) == 1
 
 
+def test_a_default_kernel_that_failed_is_measured_again_by_the_next_session(make_folder, run):
+    """A build worker that was killed, or a build on a busy machine, would else leave the model without an estimate."""
+    folder = make_folder(max_trials=8)
+    stop, first = stop_after(2)
+
+    class Fails(FakeMeasurer):
+        def measure_defaults(self, task_keys):
+            for number, measured in enumerate(super().measure_defaults(task_keys)):
+                yield measured if number else replace(measured, status=TrialStatus.BUILD_TIMEOUT, latencies_s=())
+
+    failing = Fails(on_measure=first.on_measure)
+    run(folder, failing, stop=stop)
+    assert folder.state.untuned_s is None and len(failing.defaults) == 2
+    second = FakeMeasurer()
+    run(folder, second)
+    assert second.defaults == failing.defaults[:1] and folder.state.untuned_s == pytest.approx(2 * DEFAULT_S)
+    third = FakeMeasurer()
+    run(folder, third)
+    assert third.defaults == []
+
+
 def test_resuming_a_finished_run_adds_nothing(make_folder, run):
     folder = make_folder(max_trials=6)
     before = run(folder)

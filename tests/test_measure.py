@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+from concurrent.futures import Future
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,12 +13,13 @@ import pytest
 import tvm
 
 from tvmlab.compat import idle_passes, structural_key
-from tvmlab.core import Candidate, TaskInfo, TrialStatus
+from tvmlab.core import Candidate, Measurement, TaskInfo, TrialStatus
 from tvmlab.experiment import Measure
 from tvmlab.measure import builder, local
-from tvmlab.measure.builder import BuilderPool
+from tvmlab.measure.builder import Build, BuilderPool
 from tvmlab.measure.check import difference, make_input
 from tvmlab.measure.local import LocalMeasurer
+from tvmlab.measure.process import WorkerTimeout
 from tvmlab.tasks import Task
 
 KERNEL = """
@@ -134,6 +136,26 @@ def test_a_crash_is_named_and_the_next_candidate_measured(measurer):
     assert "SIGSEGV" in first.message
     assert second.status is TrialStatus.OK
     assert len(second.latencies_s) == 2
+
+
+@pytest.mark.parametrize(("repeats", "min_repeat_ms"), [(2, 0.2), (50, 500.0), (5, 100.0)])
+def test_what_the_timing_takes_by_plan_is_no_timeout(measurer, monkeypatch, repeats, min_repeat_ms):
+    asked = []
+    options = measurer._options.model_copy(update={"repeats": repeats, "min_repeat_ms": min_repeat_ms})
+    monkeypatch.setattr(measurer, "_options", options)
+
+    def request(message, timeout_s):
+        asked.append((message[0], timeout_s))
+        return message[0] == "has" or Measurement(TrialStatus.OK, (1e-3,))
+
+    monkeypatch.setattr(measurer._device, "request", request)
+    beside = Candidate(TASK.key, "1" * 16, 0, (), candidate(FASTER).payload, rival=candidate(RIGHT))
+    list(measurer.measure([candidate(RIGHT), beside]))
+    list(measurer.measure_defaults([TASK.key]))
+    (alone, turns), (default,) = ([s for kind, s in asked if kind == what] for what in ("measure", "default"))
+    assert alone >= repeats * min_repeat_ms / 1e3 + options.run_timeout_s
+    assert turns >= min(4.0, 3 * 2 * repeats * min_repeat_ms / 1e3) + options.run_timeout_s  # a leader's turns
+    assert default >= repeats * min_repeat_ms / 1e3 + 15 * options.run_timeout_s
 
 
 @pytest.mark.slow
@@ -267,6 +289,83 @@ def test_an_unscheduled_kernel_that_does_not_run_fails_its_candidates(cpu, tmp_p
         first, second = made.measure([candidate(RIGHT, broken), candidate(RIGHT)])
         assert first.status is TrialStatus.RUN_ERROR
         assert second.status is TrialStatus.OK
+
+
+def default_interrupted(made, key, interrupt):
+    """Measure a default kernel, while the only build worker is held up and then `interrupt`ed."""
+    (worker,) = made._builders._workers
+    before = made._builders._jobs[worker]
+    worker.pause()
+    measuring = made.measure_defaults([key])
+    while made._builders._jobs[worker] == before:
+        time.sleep(0.01)
+    time.sleep(0.1)  # until the request is sent
+    interrupt(worker)
+    (found,) = measuring
+    return found
+
+
+def test_a_default_kernel_whose_build_was_interrupted_is_built_once_more(cpu, tmp_path, monkeypatch):
+    killed, late = task_of(FASTER, "killed"), task_of(LOOP.format(rows=64, statement="c[v_i, v_j] = b[v_j]"), "late")
+    with LocalMeasurer([TASK, killed, late], cpu, Measure(build_workers=1), tmp_path) as made:
+        list(made.measure_defaults([TASK.key]))
+        found = default_interrupted(made, killed.key, lambda worker: os.kill(worker.pid, signal.SIGKILL))
+        assert found.status is TrialStatus.OK, found.message
+        (found,) = made.measure([candidate(RIGHT, killed)])
+        assert found.status is TrialStatus.OK, found.message
+        with monkeypatch.context() as patched:
+            patched.setattr(made._builders, "_timeout_s", 0.2)
+            found = default_interrupted(made, late.key, lambda worker: patched.undo())
+        assert found.status is TrialStatus.OK, found.message
+
+
+def test_a_default_kernel_that_cannot_be_built_is_built_twice_at_most(cpu, tmp_path, monkeypatch):
+    with LocalMeasurer([TASK], cpu, Measure(build_workers=1), tmp_path) as made:
+        asked = []
+
+        def submit(text):
+            asked.append(text)
+            done = Future()
+            done.set_result(Build(TrialStatus.BUILD_TIMEOUT, message="no answer", is_transient=True))
+            return done
+
+        monkeypatch.setattr(made._builders, "submit", submit)
+        (found,) = made.measure_defaults([TASK.key])
+        assert found.status is TrialStatus.BUILD_TIMEOUT and len(asked) == 2
+        list(made.measure_defaults([TASK.key]))
+        assert len(asked) == 2
+
+
+def test_a_default_kernel_that_does_not_run_is_run_twice_at_most(cpu, tmp_path, monkeypatch):
+    """It is given a long time: a hang of every candidate's reference would take the whole run."""
+    with LocalMeasurer([TASK], cpu, Measure(build_workers=1), tmp_path) as made:
+        asked, request = [], made._device.request
+
+        def fails(message, timeout_s):
+            if message[0] != "default":
+                return request(message, timeout_s)
+            asked.append(message[1])
+            made._device.kill()
+            raise WorkerTimeout("no answer after 300 s")
+
+        monkeypatch.setattr(made._device, "request", fails)
+        (found,) = made.measure_defaults([TASK.key])
+        assert found.status is TrialStatus.RUN_TIMEOUT
+        found = measure(made, RIGHT, FASTER, RIGHT)
+        assert [m.status for m in found] == [TrialStatus.RUN_TIMEOUT] * 3 and len(asked) == 2
+
+
+def test_a_default_kernel_that_failed_is_not_run_again_by_the_same_process(cpu, tmp_path):
+    broken = task_of(RAISES, "broken")
+    with LocalMeasurer([broken], cpu, Measure(build_workers=1), tmp_path) as made:
+        asked, request = [], made._device.request
+        made._device.request = lambda message, timeout_s: asked.append(message[0]) or request(message, timeout_s)
+        list(made.measure_defaults([broken.key]))
+        found = list(made.measure([candidate(RIGHT, broken), candidate(FASTER, broken)]))
+        assert {m.status for m in found} == {TrialStatus.RUN_ERROR} and asked.count("default") == 1
+        made._device.kill()
+        list(made.measure([candidate(RIGHT, broken), candidate(FASTER, broken)]))
+        assert asked.count("default") == 2
 
 
 def test_a_builder_pool_answers_in_the_future(cpu, tmp_path):

@@ -46,6 +46,13 @@ def test_the_frame_has_every_point(space):
     assert "a test" in space.label and "Test CPU" in space.label and "2026-11-21" in space.label
 
 
+def test_a_space_of_a_gpu_names_its_device(tmp_path):
+    about = {**TABLE["about"], "device": "Test GPU"}
+    del about["cpu"]  # benchmarks/gpu_jobs.py writes none
+    (tmp_path / "gpu.json").write_text(json.dumps({**TABLE, "about": about}))
+    assert "recorded 2026-11-21 on Test GPU; TVM" in recorded_space(tmp_path / "gpu.json").label
+
+
 @pytest.mark.parametrize("tuner", TUNERS)
 def test_a_tuner_that_may_go_on_finds_the_best_and_is_charged_the_recorded_time(space, tuner):
     found = simulate(space, tuner, trials=100)

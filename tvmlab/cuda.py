@@ -8,6 +8,7 @@ import importlib
 import importlib.util
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import uuid
@@ -25,11 +26,15 @@ __all__ = [
     "cuda_attrs",
     "cuda_compiler",
     "gpu_problems",
+    "header_env",
     "l2_bytes",
     "library_folders",
     "nvidia_gpus",
+    "wheel_roots",
 ]
 
+_TOOLKIT = Path("/usr/local/cuda")
+_COMPILERS = ("nvrtc", "nvcc")  # as TVM_CUDA_COMPILE_MODE names them
 WHEELS = "pip install -e '.[cuda]' in tvmlab's checkout"
 _RUNTIME = 13  # the major version of CUDA that TVM's runtime is linked to
 _LEAST_DRIVER = "580"  # the first driver of CUDA 13 (CUDA 13.0 release notes, table "CUDA Toolkit and Driver")
@@ -198,9 +203,17 @@ def _of_compiler(gpus: Sequence[Gpu]) -> Iterable[Problem]:
     if mode is None:
         yield Problem("there is no CUDA compiler, neither NVRTC nor nvcc", WHEELS, fatal=True)
         return
+    if mode not in _COMPILERS:
+        remedy = f"say {' or '.join(map(repr, _COMPILERS))}, or unset it"
+        yield Problem(f"TVM_CUDA_COMPILE_MODE says {mode!r}, which is no compiler", remedy, fatal=True)
+        return
     known = compiled_archs(mode)
+    if not known:
+        remedy = f"put it on the PATH, or unset TVM_CUDA_COMPILE_MODE and {WHEELS}" if mode == "nvcc" else WHEELS
+        yield Problem(f"the CUDA compiler {mode} does not answer", remedy, fatal=True)
+        return
     for arch in dict.fromkeys(gpu.arch for gpu in gpus):
-        if known and arch.rstrip("af") not in known:
+        if arch.rstrip("af") not in known:
             newest = max(known, key=lambda name: int(name.removeprefix("sm_")))
             text = f"{mode} does not know {arch}, the architecture of {next(g.name for g in gpus if g.arch == arch)}"
             yield Problem(text, f"it knows up to {newest}: install a newer CUDA, or {WHEELS}", fatal=True)
@@ -286,7 +299,9 @@ def cuda_compiler() -> str | None:
 
 @functools.cache
 def compiled_archs(mode: str) -> frozenset[str]:
-    """The architectures that the compiler knows, such as sm_90, without suffix; empty if it does not tell."""
+    """The architectures that the compiler knows, such as sm_90, without suffix; empty if it does not answer."""
+    if mode not in _COMPILERS:
+        return frozenset()
     if mode == "nvcc":
         try:
             done = subprocess.run(["nvcc", "--list-gpu-code"], capture_output=True, text=True, timeout=30)
@@ -301,16 +316,34 @@ def compiled_archs(mode: str) -> frozenset[str]:
     return frozenset(f"sm_{arch}" for arch in archs) if int(result) == 0 else frozenset()
 
 
+def wheel_roots() -> list[Path]:
+    """The folders in which NVIDIA's wheels have their `lib` and `include`."""
+    spec = importlib.util.find_spec("nvidia")
+    return [Path(root) / f"cu{_RUNTIME}" for root in (spec.submodule_search_locations if spec else None) or ()]
+
+
+def header_env() -> dict[str, str]:
+    """Environment variables with which TVM's NVRTC callback finds the wheels' headers; none if a toolkit has its own.
+
+    TVM takes CUDA_PATH, else the folder of nvcc, and looks for the C++ library where a toolkit has it, not the wheel.
+    """
+    if "CUDA_PATH" in os.environ or shutil.which("nvcc") or (_TOOLKIT / "bin" / "nvcc").exists():
+        return {}
+    for root in wheel_roots():
+        if (root / "include" / "cuda_runtime.h").exists():
+            options = [shlex.quote(f"-I{root}/include/cccl"), os.environ.get("TVM_CUDA_NVRTC_EXTRA_OPTS", "")]
+            return {"CUDA_PATH": str(root), "TVM_CUDA_NVRTC_EXTRA_OPTS": " ".join(filter(None, options))}
+    return {}
+
+
 def library_folders() -> list[str]:
     """The folders of the CUDA libraries that came as wheels or beside nvcc, for the loader's path.
 
     TVM's runtime needs libcudart.so.13, NVRTC its libnvrtc-builtins, where the loader finds them.
     """
-    spec = importlib.util.find_spec("nvidia")
-    roots = (spec.submodule_search_locations if spec else None) or ()
-    wheels = [Path(root) / f"cu{_RUNTIME}" / "lib" for root in roots]
+    wheels = [root / "lib" for root in wheel_roots()]
     toolkits = [Path(nvcc).resolve().parents[1] for nvcc in filter(None, [shutil.which("nvcc")])]
-    toolkits += [Path("/usr/local/cuda"), *sorted(Path("/usr/local").glob(f"cuda-{_RUNTIME}*"))]
+    toolkits += [_TOOLKIT, *sorted(Path("/usr/local").glob(f"cuda-{_RUNTIME}*"))]
     found = [*wheels, *(kit / lib for kit in toolkits for lib in ("lib64", "lib"))]
     # One set of libraries: the wheels' are also those that torch uses.
     return [str(folder) for folder in found if (folder / f"libcudart.so.{_RUNTIME}").exists()][:1]

@@ -22,7 +22,7 @@ import psutil
 from filelock import FileLock, Timeout
 
 from tvmlab.core import MissingTool
-from tvmlab.cuda import WHEELS, cuda_compiler, gpu_problems, library_folders, nvidia_gpus
+from tvmlab.cuda import WHEELS, compiled_archs, cuda_compiler, gpu_problems, library_folders, nvidia_gpus
 from tvmlab.hardware import MIN_DISK_BYTES, existing_folder, read_cpu, require_compiler, require_disk
 from tvmlab.records import default_runs_dir
 from tvmlab.roofline import child_env, default_cache_dir
@@ -232,7 +232,7 @@ def _check_gpu(nvml: Any, probe: Mapping[str, Any]) -> list[Check]:
     if not gpus:
         return checks or [Check("GPU", "ok", "no NVIDIA GPU attached: CPU only")]
     checks += [Check("GPU", "ok", f"cuda:{gpu.index} {gpu.name}, {gpu.arch}, driver {gpu.driver}") for gpu in gpus]
-    if mode := cuda_compiler():
+    if (mode := cuda_compiler()) and compiled_archs(mode):
         checks.append(Check("CUDA compiler", "ok", mode))
     if "error" not in probe and not probe["cuda"]:
         detail = "TVM sees no GPU: its runtime needs libcudart.so.13 where the loader finds it"

@@ -74,7 +74,9 @@ class Measure(Options):
         le=1e6,
     )
     build_timeout_s: float = knob(30.0, "A build that takes longer is a failed trial", unit="s", gt=0, le=3600)
-    run_timeout_s: float = knob(20.0, "A run that takes longer is a failed trial", unit="s", gt=0, le=3600)
+    run_timeout_s: float = knob(
+        20.0, "A run that takes longer than this and its timed repeats is a failed trial", unit="s", gt=0, le=3600
+    )
     check: bool = knob(True, "Compare each candidate's result with the unscheduled kernel's on the same inputs")
     cold_weights: bool = knob(
         False,

@@ -64,6 +64,8 @@ class Session:
         self._program_s: dict[tuple[str, str], float] = {}  # by task and program
         for trial in folder.trials():
             self._remember(trial)
+        defaults = {trial.task_key: trial.ok for trial in self.history if trial.trial == 0}
+        self._failed_before = {key for key, ran in defaults.items() if not ran}
         self._writer = TrialWriter(folder)
         earlier = folder.state
         self.steps_done = earlier.steps_done
@@ -245,14 +247,17 @@ class Session:
     def measure_defaults(self, keys: Iterable[str] | None = None) -> dict[str, float | None]:
         """Latency in seconds of the tasks' unscheduled kernels, measured once a run; None where it failed.
 
-        Without `keys` these are all tasks, however long it takes; else the run's time limit ends it.
+        What failed in an earlier session is measured again: the machine may have been to blame. Without `keys` these
+        are all tasks, however long it takes; else the run's time limit ends it.
         """
         known = {trial.task_key: trial.latency_s for trial in self.history if trial.trial == 0}
-        missing = [key for key in (self.tasks if keys is None else keys) if key not in known]
+        asked = self.tasks if keys is None else keys
+        missing = [key for key in asked if key not in known or key in self._failed_before]
         self.phase = "measuring the default schedules"
         for key, measured in zip(missing, self.measurer.measure_defaults(missing), strict=True):
             trial = self.record(_default_candidate(self.tasks[key]), measured, -1, "default")
             known[key] = trial.latency_s
+            self._failed_before.discard(key)
             if self.stop.is_set() or (keys is not None and self.is_over):
                 break
         return known

@@ -33,7 +33,7 @@ __all__ = ["ReplaySpace", "descend", "recorded_space", "recorded_spaces", "simul
 
 @dataclass(frozen=True)
 class ReplaySpace:
-    """A recorded space and what is known of its recording: `about` (operator, CPU, versions, date).
+    """A recorded space and what is known of its recording: `about` (operator, CPU or device, versions, date).
 
     `build_s[i]` and `run_s[i]` are the seconds that measuring point i took, NaN where that was not recorded.
     """
@@ -49,7 +49,8 @@ class ReplaySpace:
         """What has to stand at a figure: what was measured, on what, when, with which TVM."""
         about = self.about
         when = f" {about['recorded']}" if "recorded" in about else ""
-        return f"{about['operator']}; recorded{when} on {about['cpu']}; TVM {about['apache-tvm']}"
+        where = about.get("cpu") or about["device"]
+        return f"{about['operator']}; recorded{when} on {where}; TVM {about['apache-tvm']}"
 
     def frame(self) -> pd.DataFrame:
         """One row a point: one column a knob, status ("not valid" where no kernel can be made), latency_us."""

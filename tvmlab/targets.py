@@ -16,7 +16,17 @@ from typing import Any
 
 from tvmlab import llvm
 from tvmlab.core import InputError, MissingTool, RecordError, Roofline
-from tvmlab.cuda import Gpu, Problem, cuda_attrs, cuda_compiler, gpu_problems, l2_bytes, library_folders, nvidia_gpus
+from tvmlab.cuda import (
+    Gpu,
+    Problem,
+    cuda_attrs,
+    cuda_compiler,
+    gpu_problems,
+    header_env,
+    l2_bytes,
+    library_folders,
+    nvidia_gpus,
+)
 from tvmlab.hardware import Cpu, read_cpu
 from tvmlab.roofline import cached_roofline, default_cache_dir
 
@@ -79,14 +89,14 @@ class Target:
     def worker_env(self) -> dict[str, str]:
         """Environment variables of a process that builds or runs this target's kernels.
 
-        On CUDA the compiler, and where the loader finds what TVM's CUDA runtime needs; on a CPU the threads: TVM's own
-        thread count on x86 is half the logical CPUs, whatever the target says.
+        On CUDA the compiler, its headers, and where the loader finds what TVM's CUDA runtime needs; on a CPU the
+        threads: TVM's own thread count on x86 is half the logical CPUs, whatever the target says.
         """
         if self.kind == "cuda":
             mode = cuda_compiler()
             folders = [*library_folders(), *filter(None, [os.environ.get("LD_LIBRARY_PATH")])]
             env = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "LD_LIBRARY_PATH": os.pathsep.join(folders)}
-            return env | ({"TVM_CUDA_COMPILE_MODE": mode} if mode else {})
+            return env | header_env() | ({"TVM_CUDA_COMPILE_MODE": mode} if mode else {})
         bind = self.details.get("bind_threads", False)
         return {
             "TVM_NUM_THREADS": str(self.attrs.get("num-cores", 1)),

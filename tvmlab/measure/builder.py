@@ -30,12 +30,16 @@ _RECYCLE_AFTER = 400  # TVM keeps some memory of every module it compiled
 
 @dataclass(frozen=True)
 class Build:
-    """A compiled candidate (path of a shared library), or why there is none."""
+    """A compiled candidate (path of a shared library), or why there is none.
+
+    `is_transient` says that it may have been the machine: the worker was killed, or did not answer in time.
+    """
 
     status: TrialStatus
     path: str = ""
     build_s: float = 0.0
     message: str = ""
+    is_transient: bool = False
 
 
 class BuilderPool:
@@ -87,9 +91,10 @@ class BuilderPool:
             answer = worker.request(("build", module_json, self._target, path), self._timeout_s)
             return Build(TrialStatus(answer[0]), answer[1], time.perf_counter() - started, answer[2])
         except WorkerTimeout as error:
-            return Build(TrialStatus.BUILD_TIMEOUT, "", time.perf_counter() - started, str(error))
+            return Build(TrialStatus.BUILD_TIMEOUT, "", time.perf_counter() - started, str(error), True)
         except WorkerDied as error:
-            return Build(TrialStatus.BUILD_ERROR, "", time.perf_counter() - started, f"the compiler {error}")
+            message = f"the compiler {error}"
+            return Build(TrialStatus.BUILD_ERROR, "", time.perf_counter() - started, message, True)
         finally:
             self._idle.put(worker)
 

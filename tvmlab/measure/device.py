@@ -315,6 +315,14 @@ def _loops(single_s: float, options: dict[str, Any]) -> tuple[int, int]:
     return number, options["repeats"]
 
 
+def planned_s(options: dict[str, Any], *, in_turns: bool = False) -> float:
+    """Seconds that timing a kernel takes by plan at the most; in turns with a rival, those of both."""
+    repeat_s = options["min_repeat_ms"] / 1e3 + (options["best_s"] or 0.0)  # the last call may begin as that is over
+    if not in_turns:
+        return float(options["repeats"] * repeat_s)
+    return float(max(2 * repeat_s, min(_TURNS_S, 2 * _LEADER_FACTOR * options["repeats"] * repeat_s)))
+
+
 def main(device: str, file_descriptor: int) -> None:
     """Serve until the parent is gone."""
     serve(file_descriptor, Device(device).answer)

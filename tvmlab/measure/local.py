@@ -16,6 +16,7 @@ from typing import Any
 from tvmlab.core import Candidate, Measurement, TrialStatus
 from tvmlab.experiment import Measure
 from tvmlab.measure.builder import Build, BuilderPool, discard, remove_build
+from tvmlab.measure.device import planned_s
 from tvmlab.measure.process import START_S, WorkerDied, WorkerProcess, WorkerTimeout
 from tvmlab.measure.rivals import RivalBuilds
 from tvmlab.measure.watch import NoWatch, Watch
@@ -50,6 +51,9 @@ class LocalMeasurer:
         self._scratch = tempfile.TemporaryDirectory(prefix=_SCRATCH, dir=folder, ignore_cleanup_errors=True)
         self._best_s: dict[str, float] = {}
         self._references: dict[str, Build | Future[Build]] = {}
+        self._rebuilt: set[str] = set()
+        # By task: how its default kernel failed, how often, and with which start of the device's process at last.
+        self._unrunnable: dict[str, tuple[Measurement, int, int]] = {}
         # On a GPU, or if weights shall stay in the caches, none.
         is_cold = options.cold_weights and target.kind == "llvm"
         self._cold_cache_bytes = (target.details.get("cache_bytes") or _USUAL_CACHE_BYTES) if is_cold else 0
@@ -89,13 +93,7 @@ class LocalMeasurer:
     def measure_defaults(self, task_keys: Sequence[str]) -> Generator[Measurement]:
         """Measure the unscheduled kernels (on a GPU: TVM's default schedule), in order; builds start at once."""
         for key in task_keys:
-            if key in self._references:
-                continue
-            module = self._tasks[key].module
-            if self._target.kind == "cuda":
-                with self._target.to_tvm():
-                    module = default_gpu_schedule(module)
-            self._references[key] = self._builders.submit(_to_json(module))
+            self._submit_reference(key)
         return (self._turn.submit(self._measure_default, key).result() for key in task_keys)
 
     def measure(self, candidates: Sequence[Candidate]) -> Generator[Measurement]:
@@ -195,7 +193,9 @@ class LocalMeasurer:
         if failed is not None:
             return failed
         beside = rival.path if rival and not refused else ""
-        found = self._request(("measure", key, path, self._timing(key), beside), self._options.run_timeout_s)
+        timing = self._timing(key)
+        timeout_s = self._options.run_timeout_s + planned_s(timing, in_turns=bool(beside))
+        found = self._request(("measure", key, path, timing, beside), timeout_s)
         if refused and found.status is TrialStatus.OK:
             return replace(found, message=f"measured without its rival: {refused}")
         return found
@@ -231,26 +231,46 @@ class LocalMeasurer:
             return False
 
     def _run_reference(self, key: str) -> Measurement:
+        """Run a task's default kernel; one that failed, once more by another process, then never again."""
         build = self._reference_build(key)
         if build.status is not TrialStatus.OK:
             return Measurement(build.status, message=f"the unscheduled kernel cannot be built: {build.message}")
-        message = (
-            "default",
-            key,
-            arguments(self._tasks[key].module),
-            build.path,
-            {**self._timing(key), "best_s": None},
-        )
-        return self._request(message, self._options.run_timeout_s * _DEFAULT_TIMEOUT_FACTOR)
+        failed, times, generation = self._unrunnable.get(key, (None, 0, 0))
+        is_same_process = self._device.pid is not None and self._device.generation == generation
+        if failed is not None and (times > 1 or is_same_process):
+            return failed
+        timing = {**self._timing(key), "best_s": None}
+        timeout_s = self._options.run_timeout_s * _DEFAULT_TIMEOUT_FACTOR + planned_s(timing)
+        found = self._request(("default", key, arguments(self._tasks[key].module), build.path, timing), timeout_s)
+        if found.status is TrialStatus.OK:
+            self._unrunnable.pop(key, None)
+        else:
+            self._unrunnable[key] = found, times + 1, self._device.generation
+        return found
+
+    def _submit_reference(self, key: str) -> None:
+        """Have the kernel built that a task's candidates are checked against, unless it is already."""
+        if key in self._references:
+            return
+        module = self._tasks[key].module
+        if self._target.kind == "cuda":
+            with self._target.to_tvm():
+                module = default_gpu_schedule(module)
+        self._references[key] = self._builders.submit(_to_json(module))
 
     def _reference_build(self, key: str) -> Build:
-        found = self._references.get(key)
-        if found is None:
-            list(self.measure_defaults([key]))
-            found = self._references[key]
+        """Wait for a reference's build; one that the machine may be to blame for is done once more."""
+        # Of a task whose default was measured by an earlier session. On a GPU this is the device's thread: it must not
+        # ask `measure_defaults`, which waits for that thread.
+        self._submit_reference(key)
+        found = self._references[key]
         if isinstance(found, Future):
             self._wait([found])
             found = self._references[key] = found.result()
+        if found.is_transient and key not in self._rebuilt and not self._closing.is_set():
+            self._rebuilt.add(key)
+            del self._references[key]
+            return self._reference_build(key)
         return found
 
     def _measure_default(self, key: str) -> Measurement:
@@ -299,6 +319,7 @@ class LocalMeasurer:
         self._device.kill()
         self._turn.shutdown(wait=True)
         self._device.kill()  # if the thread was just about to start it again
+        self._watch.close()
         self._scratch.cleanup()
 
 

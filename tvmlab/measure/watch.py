@@ -1,4 +1,4 @@
-"""What a GPU does while candidates run on it: clocks, power, temperature, and whether it holds itself back.
+"""What a GPU does while candidates run on it: clocks, power, temperature, how busy it is, whether it holds itself back.
 
 One line a batch in the run folder's device.jsonl, from NVML: reading it disturbs no kernel.
 """
@@ -6,6 +6,7 @@ One line a batch in the run folder's device.jsonl, from NVML: reading it disturb
 from __future__ import annotations
 
 import importlib
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,9 @@ _THROTTLED = {
 }
 
 
+_SAMPLE_S = 0.25  # NVML's own samples are of 1/6 to 1 s, by the product
+
+
 class NoWatch:
     """For a device that tells nothing of itself: a CPU, or a GPU whose driver refuses."""
 
@@ -35,13 +39,17 @@ class NoWatch:
     def note(self, about: dict[str, Any]) -> None:
         """Write what was seen since the last note, with what is said `about` the batch."""
 
+    def close(self) -> None:
+        """End what it does beside."""
+
 
 class Watch(NoWatch):
     """Watches the GPU of this UUID; `nvml` is the module pynvml or one like it.
 
     Use `open`, which gives a NoWatch where NVML does not answer. A line has `about`'s fields, time_s (Unix) and
     seconds, looks (how often it was read), sm_mhz and memory_mhz (least and most), power_w and temperature_c (most),
-    throttled (the reasons seen, none if the batch ran at full clocks).
+    throttled (the reasons seen, none if the batch ran at full clocks), busy (the share of these seconds in which a
+    kernel ran, by anyone; None where the driver does not tell).
     """
 
     def __init__(self, uuid: str, path: Path, nvml: Any) -> None:
@@ -51,6 +59,9 @@ class Watch(NoWatch):
         self._handle = nvml.nvmlDeviceGetHandleByUUID(uuid)
         self._read()  # raises now what it would raise later
         self._begin()
+        self._closed = threading.Event()
+        self._sampler = threading.Thread(target=self._sample, daemon=True, name="GPU's busy share")
+        self._sampler.start()
 
     @classmethod
     def open(cls, uuid: str, path: Path, nvml: Any = None) -> NoWatch:
@@ -66,6 +77,15 @@ class Watch(NoWatch):
         self._started = time.time()
         self._seen: list[dict[str, int]] = []
         self._reasons: set[str] = set()
+        self._percent: list[int] = []
+
+    def _sample(self) -> None:
+        """Read how busy the GPU is, evenly over the time: `look` comes when a kernel has just run."""
+        while not self._closed.wait(_SAMPLE_S):
+            try:
+                self._percent.append(self._nvml.nvmlDeviceGetUtilizationRates(self._handle).gpu)
+            except self._nvml.NVMLError:
+                continue  # it may be reset, or never tell
 
     def _read(self) -> dict[str, int]:
         nvml, handle = self._nvml, self._handle
@@ -91,6 +111,7 @@ class Watch(NoWatch):
     def note(self, about: dict[str, Any]) -> None:
         """Append a line on what was seen since the last one."""
         if self._seen:
+            percent = self._percent
             values = {name: [seen[name] for seen in self._seen] for name in self._seen[0]}
             row = {
                 **about,
@@ -102,7 +123,13 @@ class Watch(NoWatch):
                 "power_w": max(values["power_mw"]) / 1e3,
                 "temperature_c": max(values["temperature_c"]),
                 "throttled": sorted(self._reasons),
+                "busy": round(sum(percent) / len(percent) / 100, 3) if percent else None,
             }
             with self._path.open("ab") as file:
                 file.write(orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE))
         self._begin()
+
+    def close(self) -> None:
+        """End the thread that samples."""
+        self._closed.set()
+        self._sampler.join()
