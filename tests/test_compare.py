@@ -86,7 +86,9 @@ def test_an_optional_runtime_as_baseline(folder, baseline):
 def test_an_optional_runtime_that_is_not_installed_is_named(make_run, monkeypatch, baseline):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     package = OPTIONAL[baseline]
-    with pytest.raises(MissingTool, match=rf"needs the package {package}: pip install 'tvmlab\[{package}\]'"):
+    with pytest.raises(
+        MissingTool, match=rf"needs the package {package}: pip install -e '\.\[{package}\]' in tvmlab's checkout"
+    ):
         tvmlab.compare(make_run(), [baseline])
 
 

@@ -256,7 +256,7 @@ def fresh_compilers(monkeypatch):
     ("mode", "words", "remedy"),
     [
         ("nvcc", "CUDA compiler nvcc does not answer", "on the PATH"),
-        ("nvrtc", "CUDA compiler nvrtc does not answer", "tvmlab[cuda]"),
+        ("nvrtc", "CUDA compiler nvrtc does not answer", ".[cuda]"),
         ("foo", "TVM_CUDA_COMPILE_MODE says 'foo'", "'nvrtc' or 'nvcc'"),
     ],
 )

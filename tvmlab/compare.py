@@ -214,7 +214,10 @@ def _subject(name: str, folder: RunFolder) -> tuple[str, RunFolder]:
     """Which runtime, on which run, a baseline names."""
     package = OPTIONAL.get(name)
     if package and importlib.util.find_spec(package) is None:
-        raise MissingTool(f"baseline {name!r} needs the package {package}", remedy=f"pip install 'tvmlab[{package}]'")
+        raise MissingTool(
+            f"baseline {name!r} needs the package {package}",
+            remedy=f"pip install -e '.[{package}]' in tvmlab's checkout",
+        )
     if name in BASELINES:
         return name, folder
     try:
