@@ -1,5 +1,7 @@
 """CUDA spaces of whole models without a card: every task is served, and a real compiler takes the kernels."""
 
+import contextlib
+import itertools
 import os
 import re
 import shutil
@@ -8,9 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import stub_driver
+from net import Net
 from stub_driver import has_nvrtc
 
 from tvmlab import cuda
+from tvmlab.compat import idle_passes
 from tvmlab.cuda import cuda_compiler
 from tvmlab.measure.builder import BuilderPool
 from tvmlab.models import load_model
@@ -27,10 +31,12 @@ _DRAWS = 4
 EVERY = {"resnet50": 6, "googlenet": 12, "alexnet": 6}
 
 
-def source_of(candidate, tvm_target):
+def source_of(candidate, tvm_target, disabled=None):
+    """CUDA's source as the build workers make it."""
     import tvm
 
-    with tvm_target:
+    disabled = idle_passes("cuda") if disabled is None else disabled
+    with tvm_target, tvm.transform.PassContext(disabled_pass=disabled):
         return tvm.driver.build(candidate.payload.mod, target=tvm_target).imports[0].inspect_source()
 
 
@@ -107,6 +113,28 @@ def test_a_kernel_of_the_first_layer_of_resnet50_is_valid_cuda(monkeypatch):
     source = source_of(candidates(task, device)[0], device.to_tvm())
     assert "gpu_0_data_0" in source and "/data_0" not in source
     assert all(len(code) > 1000 for code in machine_codes(source, device, monkeypatch))
+
+
+def test_a_vector_in_a_common_subexpression_is_no_obstacle(tmp_path):
+    """TVM names common subexpressions that are vectors and then fails on them: an odd image, loaded in vectors."""
+    import tvm
+
+    net = Net(1, 16, 27, 27)
+    device, tvm_target = target("sm_90a"), target("sm_90a").to_tvm()
+    model = net.model(tmp_path, net.conv("x", 16, 32, kernel=3, pads=[1] * 4))
+    (task,) = [task for task in extract(model, device) if task.info.tunable]
+    template = template_space(task, device)
+    points = (number for number in range(len(template)) if template[number]["vector"] == 4)
+    made = (candidate for number in points if (candidate := template.realize(number)))
+    found = list(itertools.islice(made, 12))
+    refused = 0
+    for candidate in found:
+        assert "__global__" in source_of(candidate, tvm_target)
+        with contextlib.suppress(tvm.error.InternalError):
+            source_of(candidate, tvm_target, disabled=[])
+            continue
+        refused += 1
+    assert len(found) == 12 and refused > 0
 
 
 @pytest.mark.skipif(not has_nvrtc(), reason="needs cuda-bindings and NVRTC")
