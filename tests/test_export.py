@@ -54,7 +54,9 @@ def test_another_process_loads_it_and_computes_the_same(library, tiny_model, tmp
         numpy.save("y.npy", model(numpy.load("x.npy"))["y"])
         assert "onnx" not in sys.modules and "pydantic" not in sys.modules
     """
-    subprocess.run([sys.executable, "-c", textwrap.dedent(script), library], cwd=tmp_path, check=True)
+    command = [sys.executable, "-c", textwrap.dedent(script), library]
+    said = subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True)
+    assert "Scope Loaded" not in said.stderr and said.stdout == ""
     np.testing.assert_allclose(np.load(tmp_path / "y.npy"), expected(tiny_model), rtol=1e-4, atol=1e-5)
 
 

@@ -32,6 +32,7 @@ ERROR_BOUND = 1e-4  # largest allowed error of the whole model, relative to its 
 # AlexNet's 244 MB of weights: 0.85 GB in TVM, 1.1 GB in onnxruntime.
 _RUNTIME_BYTES = 0.3e9
 _WEIGHT_COPIES = 3.5
+_CPU_TURN = (1, 0.03)  # who was frozen has its threads to spread and its caches to fill: more than one inference of 2 ms
 _GPU_TURN = (5, 0.05)  # an idle GPU lowers its clocks: it is given 50 ms to raise them
 _FEWEST_TURNS = 6  # of which a ratio has an interval (stats.ratio_in_turns)
 _SAME = ("model", "batch", "dims", "seed")  # of runs that compute the same
@@ -171,7 +172,7 @@ def _time(folder: RunFolder, subjects: dict[str, tuple[str, RunFolder]], repeats
         found = _load_all(workers, loaded, threads, at_once)
         for name in loaded.keys() - subjects.keys():
             workers[name].kill()
-        turn = _GPU_TURN if target.kind == "cuda" else (1, 0.0)
+        turn = _GPU_TURN if target.kind == "cuda" else _CPU_TURN
         samples = _take_turns({name: workers[name] for name in subjects}, repeats, turn)
     finally:
         for worker in workers.values():

@@ -5,10 +5,12 @@ from __future__ import annotations
 import importlib
 import json
 import logging
+import os
 import re
 import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 from types import ModuleType
@@ -26,6 +28,7 @@ __all__ = [
     "latest_records",
     "load_meta_schedule",
     "load_wmma",
+    "loading_quietly",
     "read_database",
     "structural_key",
     "to_plain",
@@ -139,6 +142,25 @@ def to_plain(value: Any) -> Any:
         return [to_plain(item) for item in value]
     except TypeError:
         return str(value)
+
+
+@contextmanager
+def loading_quietly() -> Iterator[None]:
+    """Leave out the line that TVM's virtual machine writes to standard error for each constant that it loads.
+
+    They come from C++, whose standard error is the file descriptor. What else is written there meanwhile comes after.
+    """
+    sys.stderr.flush()
+    usual = os.dup(2)
+    with tempfile.TemporaryFile() as written:
+        os.dup2(written.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(usual, 2)
+            os.close(usual)
+            written.seek(0)
+            os.write(2, b"".join(line for line in written if b"Scope Loaded" not in line))
 
 
 def brief(text: str, most: int = 300) -> str:

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from tvmlab.compat import loading_quietly
 from tvmlab.core import InputError, MissingTool, RecordError
 from tvmlab.hardware import read_cpu
 
@@ -105,7 +106,8 @@ def load(path: str | Path) -> Deployed:
 
     device = _device(library, about)
     try:
-        machine = relax.VirtualMachine(tvm.runtime.load_module(str(library.resolve())), device)
+        with loading_quietly():
+            machine = relax.VirtualMachine(tvm.runtime.load_module(str(library.resolve())), device)
     except Exception as error:  # TVM raises whatever type its loader happens to
         raise InputError(f"TVM cannot load {library} ({error})", remedy="export the model again") from error
     return Deployed(
