@@ -32,7 +32,7 @@ ERROR_BOUND = 1e-4  # largest allowed error of the whole model, relative to its 
 # AlexNet's 244 MB of weights: 0.85 GB in TVM, 1.1 GB in onnxruntime.
 _RUNTIME_BYTES = 0.3e9
 _WEIGHT_COPIES = 3.5
-_CPU_TURN = (1, 0.03)  # who was frozen has its threads to spread and its caches to fill: more than one inference of 2 ms
+_CPU_TURN = (1, 0.03)  # who was frozen has its threads to spread and its caches to fill, which takes longer than 2 ms
 _GPU_TURN = (5, 0.05)  # an idle GPU lowers its clocks: it is given 50 ms to raise them
 _FEWEST_TURNS = 6  # of which a ratio has an interval (stats.ratio_in_turns)
 _SAME = ("model", "batch", "dims", "seed")  # of runs that compute the same
