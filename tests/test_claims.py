@@ -188,10 +188,22 @@ def test_chance_is_seldom_claimed(make_study):
 def test_repeats_needed_follow_from_the_scatter(make_study):
     study = make_study(lambda cell: 10.0, seeds=1)
     found = repeats_needed(study, relative_width=0.02)
-    assert len(found) == 2 * (4 + 2) and (found["repeats"] == 9).all()
+    assert set(found["arm"]) == {*list(ARMS)[1:], "onnxruntime"} and (found["repeats"] == 9).all()
     assert found["enough"].all() and (found["needed"] <= 9).all()  # 0.2 % of scatter
     tight = repeats_needed(study, relative_width=0.0005)
     assert not tight["enough"].any() and (tight["needed"] > 9).all()
+
+
+def test_what_drifts_for_both_needs_no_more_repeats(make_study):
+    """Half of the turns are twice as slow, for every subject: no median is known, and every ratio is."""
+    study = make_study(lambda cell: 10.0, models=["alexnet", "squeezenet"], seeds=1, repeats=12)
+    for model in study.definition.models:
+        kept = study.comparison(model, 0)
+        for subject in kept["subjects"].values():
+            subject["samples_ms"] = [ms * (1 + n % 2) for n, ms in enumerate(subject["samples_ms"])]
+            subject["turns"] = list(range(12))
+        study.write_comparison(model, 0, kept)
+    assert repeats_needed(study, relative_width=0.02)["enough"].all()
 
 
 def test_too_few_repeats_say_nothing_of_how_many_are_needed(make_study):

@@ -24,7 +24,7 @@ from tvmlab.measure.subjects import ask, load, recorded_target, start_worker
 from tvmlab.measure.whole_model import OPTIONAL
 from tvmlab.records import RunFolder
 from tvmlab.report import findings
-from tvmlab.stats import turn_ratio
+from tvmlab.stats import ratio_in_turns, turn_ratio
 
 
 @pytest.fixture(scope="module")
@@ -244,6 +244,38 @@ def test_turns_of_slow_subjects_are_among_those_of_faster_ones(repeats):
     assert turns[0] == list(range(repeats)) and len(turns[2]) < repeats / 2
     assert all(set(slower) <= set(faster) for faster, slower in itertools.pairwise(turns))
     assert turns[2] == turns[3]  # as many turns are the same turns
+
+
+class Scattered(FakeSubject):
+    """Every turn takes another time: `by` is the standard deviation of its logarithm."""
+
+    def __init__(self, seconds, by):
+        super().__init__("a", seconds, [])
+        self._random, self._by, self._seconds = np.random.default_rng(0), by, seconds
+
+    def request(self, message, timeout_s, *, anew):
+        super().request(message, timeout_s, anew=anew)
+        return "ok", [self._seconds * self._random.lognormal(sigma=self._by)]
+
+
+@pytest.mark.parametrize(("by", "least", "most"), [(0.002, 15, 15), (0.02, 16, 59), (0.5, 60, 60)])
+def test_how_many_turns_are_enough_is_computed_from_the_first(by, least, most):
+    samples = _take_turns({"a": Scattered(0.01, by), "b": FakeSubject("b", 0.01, [])}, None)
+    taken = len(samples["a"])
+    assert least <= taken <= most and list(samples["b"]) == list(range(taken))
+    if taken < 60:
+        _, low, high = ratio_in_turns(list(samples["a"].values()), list(samples["b"].values()))
+        assert high - low < 0.03
+
+
+def test_who_is_much_slower_is_not_timed_more_often():
+    slow = FakeSubject("slow", 5.0, [])
+    samples = _take_turns({"a": Scattered(0.01, 0.5), "slow": slow, "b": FakeSubject("b", 0.01, [])}, None)
+    assert len(samples["a"]) == len(samples["b"]) == 60 and 6 <= len(samples["slow"]) <= 8
+    equals = _take_turns({"slow": slow, "other": FakeSubject("other", 5.0, [])}, None)
+    assert len(equals["slow"]) == len(equals["other"]) == 8
+    alone = _take_turns({"a": Scattered(0.01, 0.5), "slow": slow}, None)
+    assert len(alone["a"]) == 15
 
 
 def test_the_ratio_is_of_the_turns_that_both_took():

@@ -54,7 +54,7 @@ LAYOUT = st.builds(
 DROPLET = st.builds(
     Droplet,
     trials=st.integers(1, 100_000),
-    p_value=st.floats(0, 1, exclude_min=True, exclude_max=True),
+    p_value=st.floats(1e-4, 1, exclude_max=True),
     start=st.sampled_from(["best", "default"]),
 )
 TRANSFER = st.builds(

@@ -13,9 +13,10 @@ from test_measure import CRASHES, FASTER, LOOP, OTHER_CONSTANT, RIGHT, TASK, can
 from tvmlab.core import Candidate, TrialStatus
 from tvmlab.experiment import Measure
 from tvmlab.measure.builder import Build
-from tvmlab.measure.device import Device, _Rival
+from tvmlab.measure.device import Device, _Rival, planned_s
 from tvmlab.measure.local import LocalMeasurer
 from tvmlab.measure.rivals import RivalBuilds
+from tvmlab.stats import is_faster
 
 
 def dividing(times):
@@ -168,11 +169,23 @@ def test_an_interrupted_rival_does_not_lose_its_one_turn():
         assert device._take_turns(kernel, rival, task, 0.013, options) == ([0.013] * pairs, [3e-3] * pairs)
 
 
-def test_turns_of_slow_kernels_end_in_time():
-    kernel, rival = Kernel("a", 0.5, []), _Rival("", Kernel("b", 0.6, []), 0.6)
+@pytest.mark.parametrize(
+    ("ours_s", "theirs_s", "turns"),
+    [(0.6, 0.6, 3), (0.5, 0.6, 18), (0.9, 2.9, 5), (0.9, 20.0, 1)],  # 3.6 s; who leads 19.8, 19 and 20.9 s
+)
+def test_turns_of_slow_kernels_end_in_time(ours_s, theirs_s, turns):
+    kernel, rival = Kernel("a", ours_s, []), _Rival("", Kernel("b", theirs_s, []), theirs_s)
     options = {"repeats": 50, "min_repeat_ms": 4.0, "slow_factor": 4.0, "best_s": None, "cold_cache_bytes": 0}
-    ours, theirs = Device("cpu")._take_turns(kernel, rival, SimpleNamespace(tensors=()), 0.5, options)
-    assert len(ours) == len(theirs) == 3  # 3.3 s
+    ours, theirs = Device("cpu")._take_turns(kernel, rival, SimpleNamespace(tensors=()), ours_s, options)
+    assert len(ours) == len(theirs) == turns
+    assert turns * (ours_s + theirs_s) <= planned_s({**options, "best_s": ours_s}, in_turns=True) or turns == 1
+
+
+def test_a_lead_that_another_process_may_take_back_is_none():
+    """Two kernels' ratio differs by about 1 % from process to process, and all pairs are of one."""
+    assert not is_faster([0.985] * 15, [1.0] * 15, p_value=0.05)
+    assert is_faster([0.975] * 15, [1.0] * 15, p_value=0.05)
+    assert is_faster([0.975] * 3, [1.0] * 3, p_value=0.05) and not is_faster([0.985] * 3, [1.0] * 3, p_value=0.05)
 
 
 def test_one_rival_a_task_is_kept_for_the_last_tasks(tmp_path):

@@ -15,7 +15,16 @@ import pandas as pd
 
 from tvmlab.comparison_rows import in_shared_turns
 from tvmlab.core import InputError
-from tvmlab.stats import enough_pairs, enough_repeats, fewest_pairs, holm, paired_ratio, resampled_ratio, turn_ratio
+from tvmlab.stats import (
+    enough_pairs,
+    enough_turns,
+    fewest_pairs,
+    fewest_samples,
+    holm,
+    paired_ratio,
+    resampled_ratio,
+    turn_ratio,
+)
 from tvmlab.study_design import BASELINES
 from tvmlab.study_folder import StudyFolder
 
@@ -80,17 +89,25 @@ def arm_pairs(study: Any) -> list[tuple[str, str]]:
 
 
 def repeats_needed(study: Any, relative_width: float = 0.02, confidence: float = 0.95) -> pd.DataFrame:
-    """How many timed repeats give each median an interval of `relative_width` (0.02: about 1 % to each side).
+    """How many turns give each arm's ratio to the first arm an interval of `relative_width` (0.02: about +-1 %).
 
-    Columns: model, source, arm, seed, repeats (taken), needed (stats.enough_repeats; <NA> with fewer than 6 taken),
-    enough.
+    Columns: model, source, arm (onnxruntime too), seed, repeats (turns that both took), needed (stats.enough_turns;
+    <NA> with fewer than 6 taken), enough. Claims are of ratios turn by turn, which are known far better than medians.
     """
-    rows = []
-    for keys, part in StudyFolder.open(study).samples().groupby(["model", "source", "arm", "seed"], sort=False):
-        taken = len(part)
-        needed = enough_repeats(part["latency_ms"], relative_width, confidence) if taken >= 6 else None
-        row = dict(zip(("model", "source", "arm", "seed"), keys, strict=True))
-        rows.append({**row, "repeats": taken, "needed": needed, "enough": needed is not None and needed <= taken})
+    folder = StudyFolder.open(study)
+    samples, (first, *others) = folder.samples(), folder.definition.arms
+    reference, rows = _by_cell(samples, first), []
+    for arm in (*others, "onnxruntime"):
+        for (model, source, seed), taken in _by_cell(samples, arm).items():
+            beside = _taken(reference, model, source, seed)
+            if beside is not None:
+                pair = in_shared_turns(taken, beside)
+                count = min(map(len, pair))
+                needed = (
+                    enough_turns(*pair, relative_width, confidence) if count >= fewest_samples(confidence) else None
+                )
+                row = {"model": model, "source": source, "arm": arm, "seed": seed, "repeats": count, "needed": needed}
+                rows.append({**row, "enough": needed is not None and needed <= count})
     found = pd.DataFrame(rows, columns=["model", "source", "arm", "seed", "repeats", "needed", "enough"])
     return found.astype({"needed": "Int64", "enough": bool})
 

@@ -199,8 +199,8 @@ def _compare_flags(parser: argparse.ArgumentParser) -> None:
     _run_flags(parser)
     parser.add_argument("--baseline", nargs="+", default=["untuned", "onnxruntime"], metavar="NAME",
                         help="what to time beside the run (default: untuned onnxruntime)")  # fmt: skip
-    parser.add_argument("--repeats", type=int, default=30, metavar="N",
-                        help="turns of each (default: 30); with fewer than 6 a ratio has no interval")  # fmt: skip
+    parser.add_argument("--repeats", type=int, metavar="N", help="turns of each; with fewer than 6 a ratio has no "
+                        "interval (default: what its interval takes to be 2 %% wide, 15 to 60)")  # fmt: skip
     parser.add_argument("--threads", type=int, metavar="N", help="how many threads each may use (default: the cores)")
 
 

@@ -24,7 +24,7 @@ from tvmlab.measure.subjects import TURN_S, ask, load, recorded_target, start_wo
 from tvmlab.measure.whole_model import BASELINES, OPTIONAL
 from tvmlab.records import RunFolder
 from tvmlab.run import Run
-from tvmlab.stats import ratio_in_turns
+from tvmlab.stats import enough_turns, ratio_in_turns
 
 __all__ = ["Comparison", "compare", "compare_runs"]
 
@@ -37,6 +37,8 @@ _GPU_TURN = (5, 0.05)  # an idle GPU lowers its clocks: it is given 50 ms to rai
 _FEWEST_TURNS = 6  # of which a ratio has an interval (stats.ratio_in_turns)
 _SAME = ("model", "batch", "dims", "seed")  # of runs that compute the same
 _SLOW_S = 0.25  # a subject slower than this takes its turn in only some of the rounds
+_PILOT, _MOST = 15, 60  # rounds that say how many are needed, and that are taken at most where nobody says how many
+_WIDTH = 0.02  # of a ratio that is known well enough
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,7 @@ def compare(
     run: Run | RunFolder | str | Path,
     baselines: Sequence[str] = ("untuned", "onnxruntime"),
     *,
-    repeats: int = 30,
+    repeats: int | None = None,
     threads: int | None = None,
 ) -> Comparison:
     """Time the run's compiled model and the baselines in turns, each in a process of its own, the others frozen.
@@ -100,10 +102,12 @@ def compare(
     A baseline is "untuned", "onnxruntime" (always on the CPU), another run (id or folder) of the same model, batch,
     dims and seed, or an optional extra: "openvino" (fp32, latency hint, CPU), "torch" (eager, on the graph with its
     BatchNormalization folded) or "torch-compile" (max-autotune, on a GPU with CUDA graphs). torch runs on the run's
-    device; "torch-tf32" and "torch-compile-tf32" may round factors to TensorFloat-32, which no other subject does.
-    With fewer than 6 `repeats` a ratio has no interval. `threads` is the number each may use (default: the target's
-    cores; the kernels stay as they were tuned). With the default the result is also written to the run folder as
-    compare.json, which plots and reports show. All outputs are checked against onnxruntime's on the original model.
+    device; "torch-tf32" and "torch-compile-tf32" may round factors to TensorFloat-32, which no other subject does. Of
+    `repeats` turns each; None: 15, and after these as many as they say are needed for every ratio to have an interval
+    of 2 % (stats.enough_turns), up to 60. With fewer than 6 a ratio has no interval. `threads` is the number each may
+    use (default: the target's cores; the kernels stay as they were tuned). With the default the result is also written
+    to the run folder as compare.json, which plots and reports show. All outputs are checked against onnxruntime's on
+    the original model.
 
     Raises InputError for an unknown baseline, a run of other weights or inputs, or an operator that the torch baseline
     lacks, MissingTool for an extra that is not installed or if the models do not fit the free memory (not asked where
@@ -118,14 +122,15 @@ def compare_runs(
     runs: Mapping[str, RunFolder],
     baselines: Sequence[str] = ("untuned", "onnxruntime"),
     *,
-    repeats: int = 30,
+    repeats: int | None = None,
     threads: int | None = None,
 ) -> dict[str, Any]:
     """Time several runs of one model in turns with each other and with the baselines, for tvmlab.study.
 
     Returns `subjects` (samples_ms of each run, by its name here, and of each baseline: one a turn; and the numbers of
-    these turns), `numerics` (max error / max output against onnxruntime), `threads`, `repeats` and `notes`. What
-    concerns it is also written to each run's compare.json. Raises as `compare` does.
+    these turns), `numerics` (max error / max output against onnxruntime), `threads`, `repeats` and `notes`. `repeats`
+    is as of `compare`; without it the ratios to the first of `runs` say how many. What concerns it is also written to
+    each run's compare.json. Raises as `compare` does.
     """
     first = next(iter(runs.values()))
     ours = {name: _subject(str(run.path.resolve()), first) for name, run in runs.items()}
@@ -136,7 +141,7 @@ def compare_runs(
         "subjects": {name: _subject_row(taken) for name, taken in timing.samples.items()},
         "numerics": timing.errors,
         "threads": timing.threads,
-        "repeats": repeats,
+        "repeats": timing.repeats,
         "notes": timing.notes,
     }
 
@@ -153,9 +158,11 @@ class _Timing:
     notes: list[str]
 
 
-def _time(folder: RunFolder, subjects: dict[str, tuple[str, RunFolder]], repeats: int, threads: int | None) -> _Timing:
+def _time(
+    folder: RunFolder, subjects: dict[str, tuple[str, RunFolder]], repeats: int | None, threads: int | None
+) -> _Timing:
     """Load every subject in a process of its own, check what it computes, and time them in turns."""
-    if repeats < 3:
+    if repeats is not None and repeats < 3:
         raise InputError(
             f"repeats={repeats} gives no median worth its name",
             remedy=f"ask for 3 or more, and for {_FEWEST_TURNS} or more if it is to have an interval",
@@ -178,7 +185,8 @@ def _time(folder: RunFolder, subjects: dict[str, tuple[str, RunFolder]], repeats
         for worker in workers.values():
             worker.kill()
     errors = {name: worst_error(found[name][0], found["onnxruntime"][0]) for name in subjects}
-    return _Timing(threads, usual, repeats, samples, errors, [note for _, note in found.values() if note])
+    rounds = 1 + max(number for taken in samples.values() for number in taken)
+    return _Timing(threads, usual, rounds, samples, errors, [note for _, note in found.values() if note])
 
 
 def _require_memory(folder: RunFolder, count: int) -> None:
@@ -265,23 +273,36 @@ def _load_all(
 
 
 def _take_turns(
-    workers: dict[str, WorkerProcess], repeats: int, turn: tuple[int, float] = (1, 0.0)
+    workers: dict[str, WorkerProcess], repeats: int | None, turn: tuple[int, float] = (1, 0.0)
 ) -> dict[str, dict[int, float]]:
     """Seconds of each turn, by its number: one of each in every round, in an order that rotates; slow ones less often.
 
     All but the one whose turn it is are frozen, because the idle threads of TVM and of onnxruntime spin. `turn` is the
-    inferences of a turn that count, and the seconds of others before them.
+    inferences of a turn that count, and the seconds of others before them. Where no `repeats` are asked for, the pilot
+    says how many; who is much slower than the first subject takes no part in more: nobody asks for its last percent.
     """
+    pilot = _PILOT if repeats is None else repeats
     once = {name: _turn(name, worker, *turn) for name, worker in workers.items()}
-    every = {name: _every(taken, repeats) for name, taken in once.items()}
+    every = {name: _every(taken, pilot) for name, taken in once.items()}
     samples: dict[str, dict[int, float]] = {name: {} for name in workers}
-    names = list(workers)
-    for number in range(repeats):
+    names, wanted, number = list(workers), pilot, 0
+    while number < wanted:
         start = number % len(names)
         for name in names[start:] + names[:start]:
             if number % every[name] == 0:
                 samples[name][number] = _turn(name, workers[name], *turn)
+        number += 1
+        if number == wanted and repeats is None:
+            names = [name for name in names if every[name] <= every[names[0]]]
+            taken = [_subject_row(samples[name]) for name in names]
+            wanted = max(wanted, min(_MOST, every[names[0]] * _enough(taken)))
     return samples
+
+
+def _enough(subjects: list[dict[str, list[Any]]]) -> int:
+    """How many turns the ratio of the first to each of the others needs, as far as these turns say."""
+    first, *others = subjects
+    return max((enough_turns(*in_shared_turns(first, other), _WIDTH) for other in others), default=0)
 
 
 def _every(taken_s: float, repeats: int) -> int:

@@ -212,9 +212,10 @@ def origins(folder: RunFolder) -> list[Origin]:
 def score(tuned: Iterable[TaskInfo], tasks: Iterable[TaskInfo], untuned_s: Mapping[str, float]) -> float:
     """How much a source promises a target model: the sum over kernel classes c of P_c x sqrt(N_c).
 
-    The heuristic of Gibson & Cano (PACT 2022, equation 1): P_c is the share of class c in the target's untuned
-    latency, N_c the number of the source's tuned kernels of that class, under a root as each adds less than the one
-    before. `tuned` are those kernels, `tasks` the target's, `untuned_s` its default latencies in seconds by task key.
+    The heuristic of Gibson & Cano (PACT 2022, equation 1), as far as we know it (decision 9): P_c is the share of class
+    c in the target's untuned latency, N_c the number of the source's tuned kernels of that class, under a root as each
+    adds less than the one before. `tuned` are those kernels, `tasks` the target's, `untuned_s` its default latencies in
+    seconds by task key.
 
     >>> conv = TaskInfo("1", "conv2d", "conv2d", 1, 1.0, 1.0, True)
     >>> score([conv] * 4, [conv], {"1": 0.5})

@@ -17,11 +17,14 @@ from numpy.typing import ArrayLike, NDArray
 from tvmlab.core import InputError
 
 __all__ = [
-    "LEAD", "Interval", "Paired", "enough_pairs", "enough_repeats", "faster", "fewest_pairs", "holm", "is_faster",
-    "median_interval", "paired_difference", "paired_ratio", "ratio_in_turns", "resampled_ratio", "turn_ratio",
+    "LEAD", "Interval", "Paired", "enough_pairs", "enough_repeats", "enough_turns", "faster", "fewest_pairs",
+    "fewest_samples", "holm", "is_faster", "median_interval", "paired_difference", "paired_ratio", "ratio_in_turns",
+    "resampled_ratio", "turn_ratio",
 ]  # fmt: skip
 
-LEAD = 0.99  # of its rival's latency has what leads; it gets more turns, and a smaller gain a descent can do without
+# Of its rival's latency has what leads. A smaller gain another process may take back: the ratio of two kernels differs
+# from process to process by 1 % (standard deviation, decision 8).
+LEAD = 0.98
 _RESAMPLES = 10_000
 _BLOCK_VALUES = 1_000_000  # resampled at once, to bound the memory
 _ENUMERATED = 14  # pairs whose 2^n changes of sign are all looked at
@@ -72,7 +75,7 @@ def median_interval(samples: ArrayLike, confidence: float = 0.95) -> Interval:
     if rank == 0:
         raise InputError(
             f"{len(ordered)} samples cannot give a {confidence:.0%} interval",
-            remedy=f"take at least {_fewest(confidence)}",
+            remedy=f"take at least {fewest_samples(confidence)}",
         )
     return Interval(float(np.median(ordered)), float(ordered[rank - 1]), float(ordered[-rank]))
 
@@ -203,7 +206,7 @@ def resampled_ratio(
     _check_confidence(confidence)
     shares = [1 / len(pairs)] * len(pairs) if weights is None else weights
     value = sum(share * math.log(turn_ratio(a, b)) for share, (a, b) in zip(shares, pairs, strict=True))
-    if min(np.size(samples) for pair in pairs for samples in pair) < _fewest(confidence):
+    if min(np.size(samples) for pair in pairs for samples in pair) < fewest_samples(confidence):
         return Interval(math.exp(value), math.nan, math.nan)
     generator = np.random.default_rng(seed)
     resampled = np.zeros(_RESAMPLES)
@@ -257,15 +260,18 @@ def faster(a: ArrayLike, b: ArrayLike) -> float:
 def is_faster(a: ArrayLike, b: ArrayLike, p_value: float, tests: int = 1) -> bool:
     """Whether `a`, timed in turns with `b`, is shown to be faster: by `faster`, at the p-value over so many `tests`.
 
-    `tests` is how many it is the best of (Bonferroni). Where there are too few pairs for any outcome to be significant
-    (a very slow kernel, a table with few repeats) all must be in its favour, and it must lead by 1 % or more: what
-    leads by less is given no more turns (`tvmlab.measure`), so few pairs say nothing of it.
+    `tests` is how many it is the best of (Bonferroni). And it must lead by 2 % or more (`LEAD`): all pairs are of one
+    process, and of two kernels whose latencies lie closer another may be the faster one in the next process. Where
+    there are too few pairs for any outcome to be significant (a pair of kernels that takes seconds, a table with few
+    repeats) all must be in its favour.
 
     >>> is_faster([1.0] * 6, [1.1] * 6, 0.05), is_faster([1.0] * 6, [1.1] * 6, 0.05, tests=12)
     (True, False)
     """
+    if turn_ratio(a, b) > LEAD:
+        return False
     if 0.5 ** len(_samples(a, "a")) > p_value:
-        return bool(np.all(_log_ratios(a, b) < 0)) and turn_ratio(a, b) < LEAD
+        return bool(np.all(_log_ratios(a, b) < 0))
     return faster(a, b) <= p_value / tests
 
 
@@ -279,16 +285,40 @@ def enough_repeats(samples: ArrayLike, relative_width: float, confidence: float 
     >>> enough_repeats([10.0] * 20, relative_width=0.02)
     6
     """
-    if not relative_width > 0:
-        raise InputError(
-            f"relative_width={relative_width} is not usable", remedy="pass a positive number, such as 0.02"
-        )
+    _check_width(relative_width)
     pilot = _samples(samples, "samples")
     middle, low, high = median_interval(pilot, confidence)
     if middle <= 0:
         raise InputError("the median is not positive", remedy="pass latencies")
-    needed = len(pilot) * ((high - low) / (relative_width * middle)) ** 2
-    return max(_fewest(confidence), math.ceil(needed))
+    return _scaled(len(pilot), (high - low) / (relative_width * middle), confidence)
+
+
+def enough_turns(a: ArrayLike, b: ArrayLike, relative_width: float, confidence: float = 0.95) -> int:
+    """How many turns give `ratio_in_turns` an interval no wider than `relative_width` x the ratio (0.02: +-1 %).
+
+    `a` and `b` are a pilot of at least the turns that an interval needs, which is scaled as in `enough_repeats`. Raises
+    InputError for fewer.
+
+    >>> enough_turns([10.0] * 20, [20.0] * 20, relative_width=0.02)
+    6
+    """
+    _check_width(relative_width)
+    value, low, high = ratio_in_turns(a, b, confidence)
+    if math.isnan(low):
+        raise InputError("the turns are too few to say how many are needed", remedy="pass a pilot of 6 or more")
+    return _scaled(len(_samples(a, "a")), (high - low) / (relative_width * value), confidence)
+
+
+def _scaled(count: int, times_too_wide: float, confidence: float) -> int:
+    """How many samples there must be for an interval that is so many times too wide with `count`."""
+    return max(fewest_samples(confidence), math.ceil(count * times_too_wide**2))
+
+
+def _check_width(relative_width: float) -> None:
+    if not relative_width > 0:
+        raise InputError(
+            f"relative_width={relative_width} is not usable", remedy="pass a positive number, such as 0.02"
+        )
 
 
 def _samples(values: ArrayLike, name: str) -> NDArray[np.float64]:
@@ -337,8 +367,12 @@ def _rank(count: int, confidence: float) -> int:
     return int(ranks[covers].max()) if covers.any() else 0
 
 
-def _fewest(confidence: float) -> int:
-    """Fewest samples that give an interval: their least and largest leave out 2 x 2^-n."""
+def fewest_samples(confidence: float = 0.95) -> int:
+    """Fewest samples that give a median an interval: their least and largest leave out 2 x 2^-n.
+
+    >>> fewest_samples(), fewest_samples(0.99)
+    (6, 8)
+    """
     return math.ceil(1 - math.log2(1 - confidence))
 
 

@@ -243,9 +243,9 @@ class Droplet(Options):
     """Walk downhill from the best point known: coordinate descent over the knobs.
 
     After "The Droplet Search Algorithm for Kernel Scheduling" (Canesche et al., ACM TACO 2024) and "Explore as a Storm,
-    Exploit as a Raindrop" (2024). Every neighbour is timed in turns with the point it would replace, which it does only
-    if it is faster at the given p-value; a task ends where no neighbour is. So are, before that, the next fastest
-    records (up to an eighth of the trials): the fastest reading of many may be a lucky one.
+    Exploit as a Raindrop" (2024). Each neighbour is timed in turns with the point it would replace, which it does only
+    if it is faster by 2 % at the p-value (where so few turns fit into 20 s that none could be: if it leads in all); a
+    task ends where no neighbour is. So are, before that, the next fastest records (up to an eighth of the trials).
 
     >>> Droplet(trials=32).total_trials(tunable_tasks=3)
     96
@@ -253,7 +253,7 @@ class Droplet(Options):
 
     kind: Literal["droplet"] = "droplet"
     trials: int = knob(100, "Most trials of one task", unit="trials", ge=1, le=100_000)
-    p_value: float = knob(0.05, "A move is made if chance explains it with at most this probability", gt=0, lt=1)
+    p_value: float = knob(0.05, "A move is made if chance explains it with at most this probability", ge=1e-4, lt=1)
     start: Literal["best", "default"] = Field(
         "best",
         description="Where a task's descent begins: at the best schedule known of it (of this run, or transferred), "

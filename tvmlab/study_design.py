@@ -73,9 +73,10 @@ class Study(Options):
         None, "End each step after so long, unless it is Timed; empty for no limit", unit="s", gt=0, le=1e9
     )
     measure: Measure = Field(default_factory=Measure, description="How candidates are timed and checked")
-    repeats: int = knob(
-        30,
-        "Timed inferences of each compiled model; those slower than a quarter of a second get fewer",
+    repeats: int | None = knob(
+        None,
+        "Timed inferences of each compiled model, those slower than a quarter of a second get fewer; empty for as many "
+        "as give the ratios to a model's first arm an interval of 2 %, 15 to 60",
         unit="repeats",
         ge=3,
         le=100_000,
@@ -275,5 +276,4 @@ def study_of_the_report(seeds: tuple[int, ...] = (0,)) -> Study:
             "transfer of droplet": (from_droplet,),
         },
         seeds=seeds,
-        repeats=15,
     )

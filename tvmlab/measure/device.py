@@ -32,6 +32,7 @@ _ONCE_S = 1.0  # a kernel slower than this is not run again
 _BEHIND = 0.1  # of the way from the best to `slow_factor`: a kernel slower than that gets a few repeats only
 _TURNS_S = 4.0  # what all turns of a candidate and its rival may take
 _LEADER_FACTOR = 3  # so many times the turns for a candidate that leads
+_LEADER_S = 20.0  # what all its turns may take: five of kernels of two seconds, so that chance can be excluded
 _IDLE_S = 0.5  # a GPU that had nothing to do for longer may have lowered its clocks
 _WAKE_S = 0.05  # and needs about so long to raise them: tvmlab.compare gives it as much
 _CALL_S = 1e-4  # what calling a kernel from Python may cost beside running it
@@ -252,10 +253,11 @@ class Device:
             if single_s > theirs_s:
                 return [single_s], [theirs_s]
         number, repeats = _loops(min(single_s, rival.single_s), options)
-        affordable = max(1, int(_TURNS_S / (number * (single_s + rival.single_s))))
-        found = self._turns(kernel, rival.kernel, task, number, range(min(repeats, affordable)), options)
+        turn_s = number * (single_s + rival.single_s)
+        begun = min(repeats, max(1, int(_TURNS_S / turn_s)))
+        found = self._turns(kernel, rival.kernel, task, number, range(begun), options)
         if turn_ratio(*found) < LEAD:
-            turns = range(repeats, min(_LEADER_FACTOR * repeats, affordable))
+            turns = range(begun, min(_LEADER_FACTOR * repeats, int(_LEADER_S / turn_s)))
             more = self._turns(kernel, rival.kernel, task, number, turns, options)
             found = found[0] + more[0], found[1] + more[1]
         return found
@@ -320,7 +322,7 @@ def planned_s(options: dict[str, Any], *, in_turns: bool = False) -> float:
     repeat_s = options["min_repeat_ms"] / 1e3 + (options["best_s"] or 0.0)  # the last call may begin as that is over
     if not in_turns:
         return float(options["repeats"] * repeat_s)
-    return float(max(2 * repeat_s, min(_TURNS_S, 2 * _LEADER_FACTOR * options["repeats"] * repeat_s)))
+    return float(max(2 * repeat_s, min(_LEADER_S, 2 * _LEADER_FACTOR * options["repeats"] * repeat_s)))
 
 
 def main(device: str, file_descriptor: int) -> None:
