@@ -10,8 +10,6 @@ import argparse
 import tempfile
 from pathlib import Path
 
-from common import conv_model
-
 import tvmlab
 from tvmlab import Ansor, Droplet, Repeat, Study, Timed, TransferTuning
 from tvmlab.study import study_length_s
@@ -63,13 +61,7 @@ def bursts(seeds, work):
     )
 
 
-def knobs(seeds, work):
-    """Ansor with 2,000 trials of one convolution of ResNet-50, without early stopping: what the last thousand bring."""
-    step = Ansor(trials_per_kernel=2000, early_stopping_threshold="100 %")
-    return Study(models=[conv_model(work)], seeds=seeds, arms={"ansor": [step]})
-
-
-STUDIES = {made.__name__: made for made in (report_study, ansor_knobs, budgets, bursts, knobs)}
+STUDIES = {made.__name__: made for made in (report_study, ansor_knobs, budgets, bursts)}
 
 
 def record(name, seeds, work):

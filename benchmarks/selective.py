@@ -1,6 +1,6 @@
 """Selective tuning beside full tuning: performance of the whole model, and search time, over the models of the RFC.
 
-    python benchmarks/selective.py [--model NAME ...] [--seeds 1] [--engine autotvm] [--trials 48] [--top 3] [--quick]
+    python benchmarks/selective.py [--model NAME ...] [--seeds 3] [--engine autotvm] [--trials 48] [--top 3] [--quick]
 
 For each model and seed every task is searched (AutoTVM or Ansor), then in a run of its own the same is done by
 Selective, with the same trials for each task that it searches. Performance is the end-to-end latency after full tuning
@@ -10,7 +10,7 @@ and finding the clusters included.
 
 A row of JSON a model and seed; with `--rows FILE` they are appended to that file, and rows of the same model, seed,
 engine, steps and time limit that are there already are not measured again, so that rows may be added one at a time
-(`--rows data/selective/rows.jsonl` is what notebook 07 shows: keep one experiment in it). The last line has the
+(`--rows data/selective/rows.jsonl` is what notebook 07 shows, each experiment apart). The last line has the
 geometric means over the models (the median of each one's seeds) with the 95 % interval of the randomization test
 (tvmlab.stats.paired_ratio; null below 6 models), and the arithmetic means, as the RFC has them.
 """
@@ -114,7 +114,7 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", action="append", help="repeat for several (default: the RFC's seven)")
-    parser.add_argument("--seeds", type=int, default=1, help="seeds 0, 1, ...")
+    parser.add_argument("--seeds", type=int, default=3, help="seeds 0, 1, ...")
     parser.add_argument("--engine", choices=["autotvm", "ansor"], default="autotvm")
     parser.add_argument("--trials", type=int, default=48, help="of a task that is searched")
     parser.add_argument("--early-stopping", type=int, help="default: half of the trials")

@@ -7,7 +7,7 @@ import pytest
 import tvmlab
 from tvmlab.core import InputError
 from tvmlab.engines import engine
-from tvmlab.experiment import Ansor, AutoTVM, Droplet, Experiment, LayoutTuning, Repeat, Selective, afresh
+from tvmlab.experiment import Ansor, AutoTVM, Droplet, Experiment, LayoutTuning, Measure, Repeat, Selective, afresh
 
 
 @pytest.mark.parametrize("engine", [Ansor, AutoTVM])
@@ -48,6 +48,10 @@ def test_a_percentage_is_of_what_a_cap_leaves_to_a_task(engine):
         (lambda: Droplet(p_value=1.0), "p_value should be at least 0.0001 and below 1"),
         (lambda: Droplet(p_value=1e-6), "p_value should be at least 0.0001 and below 1"),
         (lambda: Selective(similarity=0.0), "similarity should be above 0 and up to 1"),
+        (lambda: Measure(build_timeout_s=0.0), "build_timeout_s should be above 0 and up to 3,600 s"),
+        (lambda: Measure(build_timeout_s=3601.0), "build_timeout_s should be above 0 and up to 3,600 s"),
+        (lambda: Measure(run_timeout_s=-1.0), "run_timeout_s should be above 0 and up to 3,600 s"),
+        (lambda: Measure(run_timeout_s=1e9), "run_timeout_s should be above 0 and up to 3,600 s"),
         (lambda: Experiment(model="m", seed=-1), "seed should be 0 to 2,147,483,647"),
         (lambda: Experiment(model=""), "model string should have at least 1 character"),
     ],
@@ -72,7 +76,8 @@ def test_random_trials_are_a_part_of_the_exploration():
     with pytest.raises(InputError, match=r"random_trials=10 are more than exploration_trials=9: .*raise exploration"):
         AutoTVM(exploration_trials=9, random_trials=10)
     for knob in ("exploration_trials", "random_trials"):
-        with pytest.raises(InputError, match=knob):
+        said = rf"AutoTVM\({knob}=-1\) is not usable: {knob} should be 0 to 100,000 trials"
+        with pytest.raises(InputError, match=said):
             AutoTVM(**{knob: -1})
 
 

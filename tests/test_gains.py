@@ -1,11 +1,11 @@
-"""What further trials gain, early stopping after the fact, and the figures of both."""
+"""What further trials gain, early stopping and time-outs after the fact, and the figures."""
 
 import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
-from tvmlab import gains
+from tvmlab import frames, gains
 from tvmlab.core import InputError, TrialStatus
 from tvmlab.plots_knobs import arm_ends, doubling_shares, stopping_costs
 from tvmlab.search.allocate import Allocator
@@ -101,6 +101,69 @@ def test_the_searches_of_a_run_are_numbered_task_by_task(make_run):
         [300.0, 300.0, 300.0, 200.0]
     )
     assert found["search"].nunique() == 2 and not found["exhausted"].any()
+
+
+def test_one_long_search_of_a_model_is_cut_into_its_tasks(make_run):
+    """As benchmarks/record_runs.py budgets makes it: thousands of trials of some tasks, few of others."""
+    rng = np.random.default_rng(0)
+    names = rng.choice(["conv2d_relu", "dense"], 10_000, p=[0.9, 0.1]).tolist()
+    latencies = dict(zip(["conv2d_relu", "dense"], (900.0, 300.0), strict=True))
+    falls = 1 - np.arange(10_000) / 12_000
+    run = make_run([(name, latencies[name] * fall) for name, fall in zip(names, falls, strict=True)])
+    found = gains.of_runs([run])
+    assert found.groupby("search")["trial"].max().tolist() == [names.count("conv2d_relu"), names.count("dense")]
+    doubled = gains.doublings(found).set_index("trials")
+    assert doubled.index.tolist() == [2**power for power in range(3, 13)]  # up to 4,096, which 8,192 follow
+    assert doubled.loc[[256, 1024, 2048, 4096], "searches"].tolist() == [2, 1, 1, 1]
+    assert doubled.loc[4096, "largest_gain"] == pytest.approx(0.6, abs=0.05)
+
+
+def timed(*trials, run="a"):
+    """A frame of trials: (task, trial, latency in us, seconds of building, seconds of running)."""
+    found = pd.DataFrame(trials, columns=["task", "trial", "latency_us", "build_s", "run_s"])
+    return found.assign(run=run, step=0, key=[f"k{number}" for number in range(len(found))])
+
+
+def costs(trials, knob, *limits_s):
+    found = gains.timeouts(trials, limits_s).query("knob == @knob")
+    assert found["limit_s"].tolist() == list(limits_s)
+    return found[["lost", "changed", "loss"]].values.tolist()
+
+
+def test_a_timeout_loses_what_took_longer_and_the_best_with_it():
+    trials = timed(
+        ("conv", 0, 90.0, 0.1, 0.1), ("conv", 1, 50.0, 3.0, 0.1), ("conv", 2, 60.0, 0.4, 2.0),
+        ("dense", 0, 9.0, 0.1, 0.1), ("dense", 1, 20.0, 3.0, 0.1), ("dense", 2, np.nan, 30.0, 0.0),
+    )  # fmt: skip
+    assert costs(trials, "build_timeout_s", 0.5, 3, 30) == [[2, 1, pytest.approx(0.2)], [0, 0, 0.0], [0, 0, 0.0]]
+    assert costs(trials, "run_timeout_s", 1.0) == [[1, 0, 0.0]]
+    found = gains.timeouts(pd.concat([trials, trials.assign(run="b")]), [0.5]).iloc[0]
+    assert (found["trials"], found["lost"], found["tasks"], found["changed"]) == (6, 4, 4, 2)
+    assert found["share"] == pytest.approx(4 / 6)
+
+
+def test_a_default_kernel_that_is_late_takes_its_task_with_it():
+    trials = timed(("conv", 0, 90.0, 2.0, 10.0), ("conv", 1, 50.0, 0.1, 0.1), ("dense", 1, 20.0, 0.1, 0.1))
+    assert costs(trials, "build_timeout_s", 1.0, 2.0) == [[1, 1, np.inf], [0, 0, 0.0]]
+    assert costs(trials, "run_timeout_s", 0.5, 1.0) == [[1, 1, np.inf], [0, 0, 0.0]]  # it has 15 times as long
+
+
+def test_a_reading_that_was_refuted_was_nobodys_best():
+    trials = timed(("conv", 1, 10.0, 5.0, 0.1), ("conv", 2, 50.0, 0.1, 0.1), ("conv", 3, 55.0, 0.1, 0.1))
+    trials["key"] = ["x", "y", "x"]
+    assert costs(trials, "build_timeout_s", 1.0) == [[0, 0, 0.0]]
+
+
+def test_timeouts_are_of_the_frame_of_trials(make_run):
+    found = gains.timeouts(frames.trials(make_run()), [0.05, 0.15, 1.0])
+    assert found["trials"].unique().tolist() == [3] and found["tasks"].unique().tolist() == [2]
+    assert found.groupby("knob")["lost"].apply(list).to_dict() == {
+        "build_timeout_s": [3, 3, 0],
+        "run_timeout_s": [3, 0, 0],
+    }
+    with pytest.raises(InputError, match="no trial ends within 0 s: give time-outs above 0 s"):
+        gains.timeouts(frames.trials(make_run()), [1.0, 0])
+    assert (gains.timeouts(timed(), [1.0])[["trials", "lost", "changed", "loss"]] == 0).all(axis=None)
 
 
 def test_the_searches_of_the_report():

@@ -23,10 +23,10 @@ def stem(path):
     return path.stem
 
 
-def recordings_of(path, needed=False):
-    """Those that a notebook opens; or only those that it cannot do without."""
+def recordings_of(path):
+    """Those that a notebook opens."""
     lines = [line for cell in code_of(path) for line in cell.splitlines() if "tvmlab.recorded(" in line]
-    return [line.split('"')[1] for line in lines if not (needed and "in tvmlab.recordings()" in line)]
+    return [line.split('"')[1] for line in lines]
 
 
 def code_of(path):
@@ -93,7 +93,7 @@ def test_the_first_one_tunes(tmp_path, monkeypatch):
 @pytest.mark.parametrize("path", SHOWN, ids=stem)
 def test_shows_what_was_recorded_or_says_what_was_not(path, tmp_path, monkeypatch):
     there = {archive.name.removesuffix(".tar.xz") for archive in data_dir("recorded_runs").glob("*.tar.xz")}
-    missing = [name for name in recordings_of(path, needed=True) if name not in there]
+    missing = [name for name in recordings_of(path) if name not in there]
     if missing:
         with pytest.raises(PapermillExecutionError, match=f"no recording '{missing[0]}'.*record_runs.py makes"):
             executed(path, tmp_path, monkeypatch, {})

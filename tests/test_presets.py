@@ -1,8 +1,10 @@
 """Presets: three budgets of one search; and how long an experiment takes, from past runs where there are some."""
 
+import importlib.util
 import json
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from test_models import net, save
@@ -187,3 +189,46 @@ def test_layouts_that_are_reused_take_no_time(tiny_onnx, tiny_model, tmp_path, c
     layouts = estimate_time(asked.model_copy(update={"steps": (LayoutTuning(reuse=False),)}), tmp_path)
     assert 0 < found.trials < 10 * layouts.trials and found.trials <= plain.trials - layouts.trials
     assert (found.layouts, plain.layouts) == (folder.id, "")
+
+
+# benchmarks/presets.py
+
+
+@pytest.fixture
+def concluded(monkeypatch, capsys):
+    """`concluded(rows)` is what the benchmark prints of these at the end."""
+    monkeypatch.syspath_prepend(str(Path(tvmlab.__file__).parents[1] / "benchmarks"))
+    spec = importlib.util.spec_from_file_location("presets_benchmark", sys.path[0] + "/presets.py")
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+
+    def said(rows):
+        script.conclude(rows)
+        return capsys.readouterr().out.splitlines()
+
+    return said
+
+
+def ratio_row(model, seed, ratio, slower=False):
+    return {"model": model, "seed": seed, "ratio": ratio, "low": ratio - 0.01, "high": ratio + 0.01, "slower": slower}
+
+
+def test_the_benchmark_ends_with_the_largest_of_the_models_medians(concluded):
+    """Not with the largest row, which the noise of one seed decides."""
+    rows = [ratio_row("squeezenet", seed, ratio) for seed, ratio in enumerate((0.90, 1.20, 0.95))]
+    rows[1]["slower"] = True
+    rows += [ratio_row("resnet18", seed, ratio) for seed, ratio in enumerate((0.97, 0.99, 0.98))]
+    *said, last = concluded(rows)
+    assert said == [
+        "slower beyond noise: 1 of 6",
+        "squeezenet: median 0.950 [0.900, 1.200] of 3 seeds",
+        "resnet18: median 0.980 [0.970, 0.990] of 3 seeds",
+    ]
+    found = json.loads(last)
+    assert (found["benchmark"], found["ratio"], found["low"], found["high"]) == ("presets", 0.98, 0.97, 0.99)
+    assert (found["goal"], found["better"]) == (1.0, "lower")
+
+
+def test_of_one_seed_the_benchmark_has_the_rows_own_interval(concluded):
+    found = json.loads(concluded([ratio_row("squeezenet", 0, 0.9)])[-1])
+    assert (found["ratio"], found["low"], found["high"]) == (0.9, 0.89, 0.91)

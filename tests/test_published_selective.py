@@ -15,7 +15,11 @@ ROW = {
     "model": "resnet50", "seed": 0, "tasks": 29, "representatives": 9, "poor": 2, "full_s": 200.0, "selective_s": 60.0,
     "time": 0.3, "full_trials": 1300, "selective_trials": 400, "full_ms": 33.0, "selective_ms": 30.0,
     "onnxruntime_ms": 38.0, "performance": 1.1, "performance_low": 1.05, "performance_high": 1.15,
+    "engine": "autotvm", "steps": ["AutoTVM(kernel_trials=48)", "Selective(top=3)"], "time_limit_s": None,
+    "device": "Some CPU, 2 cores", "machine": {"system": "Linux-6", "python": "3.11.7", "cores": 2},
+    "versions": {"tvmlab": "0.1.0", "apache-tvm": "0.27.0", "onnxruntime": "1.31.1", "numpy": "2.4.6"},
 }  # fmt: skip
+BEFORE = {name: value for name, value in ROW.items() if name != "device"}  # as rows were written at first
 
 
 @pytest.fixture
@@ -48,9 +52,12 @@ def test_every_column_is_explained():
 
 
 def test_ours_are_empty_until_they_are_measured(rows):
-    assert published_selective.ours().empty
+    assert published_selective.ours().empty and published_selective.experiments().empty
     beside = published_selective.beside()
     assert len(beside) == 7 and beside["time"].isna().all() and not beside["seeds"].any()
+    assert published_selective.source() == "ours: none"
+    (said,) = published_selective.our_findings()
+    assert said.startswith("None of these models is measured here yet: python benchmarks/selective.py --rows")
 
 
 def test_ours_stand_beside_the_rfcs_with_the_median_over_the_seeds(rows):
@@ -59,6 +66,56 @@ def test_ours_stand_beside_the_rfcs_with_the_median_over_the_seeds(rows):
     beside = published_selective.beside().set_index("zoo")
     assert beside.loc["resnet50", ["time", "performance", "seeds"]].tolist() == [0.3, 1.1, 3]
     assert "alexnet" not in beside.index and beside["time"].notna().sum() == 1
+
+
+def test_ours_say_what_was_searched_on_what_with_what(rows):
+    rows(ROW)
+    (row,) = published_selective.ours().to_dict("records")
+    assert row["steps"] == "AutoTVM(kernel_trials=48) / Selective(top=3)" and row["experiment"] == 1
+    assert (row["machine"], row["versions"]) == ("Some CPU, 2 cores", "tvmlab 0.1.0, TVM 0.27.0, onnxruntime 1.31.1")
+    for shown in (published_selective.beside().dropna(subset="time"), published_selective.experiments()):
+        assert (shown["steps"] == row["steps"]).all() and (shown["machine"] == row["machine"]).all()
+    assert published_selective.source() == f"ours: {row['steps']}; {row['machine']}; {row['versions']}"
+
+
+def test_a_row_without_its_device_says_what_it_has_of_the_machine(rows):
+    rows(BEFORE)
+    assert published_selective.ours()["machine"].tolist() == ["2 cores of an unnamed processor, Linux-6"]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"steps": ["AutoTVM(kernel_trials=8)", "Selective(top=3)"]},
+        {"time_limit_s": 60.0},
+        {"device": "Another CPU, 4 cores"},
+    ],
+    ids=lambda other: next(iter(other)),
+)
+def test_no_median_is_over_different_experiments(rows, other):
+    seeds = [ROW | {"seed": seed, "time": 0.2} for seed in (0, 1)]
+    rows(*seeds, ROW | other | {"time": 0.8}, ROW | other | {"model": "squeezenet", "time": 0.6})
+    assert published_selective.ours()["experiment"].tolist() == [1, 1, 2, 2]
+    table = published_selective.experiments()
+    assert table.index.tolist() == [1, 2] and table[["models", "seeds", "rows"]].values.tolist() == [
+        [1, 2, 2],
+        [2, 1, 2],
+    ]
+    beside = published_selective.beside().dropna(subset="time").set_index(["zoo", "experiment"])
+    assert beside["time"].to_dict() == {("resnet50", 1): 0.2, ("resnet50", 2): 0.8, ("squeezenet", 2): 0.6}
+    assert beside["seeds"].to_dict() == {("resnet50", 1): 2, ("resnet50", 2): 1, ("squeezenet", 2): 1}
+    assert len(published_selective.beside()) == 8  # five models that neither has
+    first, second = published_selective.our_findings()
+    assert "1 of 7 models, 2 seeds each" in first and "110% of full tuning's performance in 20% of its time" in first
+    assert "2 of 7 models, 1 seed each" in second and "in 70% of its time" in second
+    assert ". experiment 2: " in published_selective.source()
+    assert ("at most 60 s each" in published_selective.source()) == ("time_limit_s" in other)
+
+
+def test_versions_that_differ_within_an_experiment_are_all_named(rows):
+    rows(ROW, ROW | {"seed": 1, "versions": {"apache-tvm": "0.28.0"}})
+    (found,) = published_selective.experiments()["versions"]
+    assert found == "tvmlab 0.1.0, TVM 0.27.0, onnxruntime 1.31.1 or TVM 0.28.0"
 
 
 def test_each_pair_of_points_is_drawn(rows):
@@ -70,3 +127,11 @@ def test_each_pair_of_points_is_drawn(rows):
     assert np.array_equal(theirs.get_ydata(), table["rfc_performance"])
     assert (list(ours.get_xdata()), list(ours.get_ydata())) == ([0.3], [1.1])
     assert {text.get_text() for text in ax.texts} == set(table["model"])
+
+
+def test_each_experiment_has_its_own_points(rows):
+    rows(ROW, ROW | {"device": "Another CPU", "time": 0.8})
+    ax = selective_beside(published_selective.beside(), ax=Figure().subplots())
+    shown = {line.get_label(): list(line.get_xdata()) for line in ax.lines if line.get_marker() in "sD"}
+    assert shown == {"tvmlab, experiment 1": [0.3], "tvmlab, experiment 2": [0.8]}
+    assert len(ax.texts) == 7  # a model is named once

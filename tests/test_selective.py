@@ -57,9 +57,12 @@ def test_how_many_schedules_are_shared(top, trials, shared):
             "Selective's tuner is a knob of engine 'autotvm', and its engine is 'ansor'",
         ),
         ({"population": 64}, "Selective's population is a knob of engine 'ansor'"),
-        ({"similarity": 0.0}, r"Selective\(similarity=0.0\) is not usable"),
-        ({"fall_back": 1.1}, r"Selective\(fall_back=1.1\) is not usable"),
-        ({"trials_per_kernel": 0}, r"Selective\(trials_per_kernel=0\) is not usable"),
+        ({"similarity": 0.0}, r"Selective\(similarity=0.0\) is not usable: similarity should be above 0 and up to 1$"),
+        ({"fall_back": 1.1}, r"Selective\(fall_back=1.1\) is not usable: fall_back should be 0 to 1$"),
+        (
+            {"trials_per_kernel": 0},
+            r"Selective\(trials_per_kernel=0\) is not usable: trials_per_kernel should be 1 to 100,000 trials$",
+        ),
     ],
 )
 def test_a_knob_out_of_range_or_of_the_other_engine_is_named(knobs, said):

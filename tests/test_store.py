@@ -182,6 +182,13 @@ def test_the_fastest_of_each_task_are_imported(database, tmp_path):
         assert sorted(t.latency_s for t in imported.trials() if t.task_key == key) == fastest
 
 
+@pytest.mark.parametrize("most", [0, -1, 2.5])
+def test_fewer_than_one_record_of_a_task_is_refused(tmp_path, most):
+    with pytest.raises(InputError, match=rf"most={most} records of a task .*: most should be a whole number from 1 on"):
+        tvmlab.import_records(tmp_path, most=most, runs_dir=tmp_path / "store")
+    assert not (tmp_path / "store").exists()
+
+
 def rewrite(path, change):
     records = path / DATABASE_FILES[1]
     records.write_text(

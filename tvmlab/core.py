@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 __all__ = [
     "ALGORITHMS",
+    "DEFAULT_TIMEOUT_FACTOR",
     "IMPROVED",
     "Assignment",
     "Candidate",
@@ -229,6 +230,7 @@ def on_one_clock(
 
 
 _BEHIND = 1 + 1e-6  # ranks what is not shown to be faster behind its rival
+DEFAULT_TIMEOUT_FACTOR = 15  # an unscheduled kernel is up to this much slower than a user expects of a candidate
 IMPROVED = 0.999  # of the best latency: a fall by less is noise, and not what a search goes on for
 
 ALGORITHMS = ("direct", "winograd2", "winograd4")

@@ -1,4 +1,4 @@
-"""What further trials of a task bring: searches as curves, what doubling the trials gains, early stopping afterwards.
+"""What further trials of a task bring, and what ending a search or a trial early costs, of searches that were made.
 
 A frame of searches has one row a trial: search (its name), trial (of the task, from 1), best_us (the best latency so
 far; NaN: none yet) and exhausted (whether the search ended because its space has no more valid points). Nothing here
@@ -14,12 +14,14 @@ import numpy as np
 import pandas as pd
 
 from tvmlab import frames, published
-from tvmlab.core import IMPROVED, InputError
+from tvmlab.core import DEFAULT_TIMEOUT_FACTOR, IMPROVED, InputError
 
-__all__ = ["budgets", "doublings", "early_stops", "of_replay", "of_report", "of_runs"]
+__all__ = ["budgets", "doublings", "early_stops", "of_replay", "of_report", "of_runs", "timeouts"]
 
 _COLUMNS = ["search", "trial", "best_us", "exhausted"]
 _FEWEST = 8  # trials of a task, from which on doubling them is looked at
+# What each time-out limits, and how many times as long a default kernel has.
+_TIMEOUTS = {"build_timeout_s": ("build_s", 1.0), "run_timeout_s": ("run_s", DEFAULT_TIMEOUT_FACTOR)}
 
 
 def of_runs(runs: Any) -> pd.DataFrame:
@@ -107,6 +109,58 @@ def early_stops(searches: pd.DataFrame, thresholds: Iterable[int]) -> pd.DataFra
             row = {"threshold": threshold, "search": name, "trials": end, "share": end / search.trials}
             rows.append(row | {"loss": loss})
     return pd.DataFrame(rows, columns=["threshold", "search", "trials", "share", "loss"])
+
+
+def timeouts(trials: pd.DataFrame, limits_s: Sequence[float]) -> pd.DataFrame:
+    """What a time-out of so many seconds would have cost the searches that were made, one row a knob and time-out.
+
+    `trials` is of `tvmlab.frames.trials`. Columns: knob (of `Measure`), limit_s, trials (valid ones, default kernels
+    not counted), lost (how many of these took longer), share (lost / trials), tasks (of all runs), changed (how many
+    lose their best schedule), loss (how much slower the worst of them ends, as a share; inf: nothing of it is left).
+
+    A task whose default kernel takes too long loses all its trials. `run_s` has the timed repeats, which the time-out
+    leaves out: its rows are what is lost at the most, and far from it where candidates were timed in turns (Droplet).
+    A real search goes on elsewhere instead of a trial that it loses. Raises InputError for a time-out of 0 or less.
+
+    >>> found = {"trial": [0, 1, 2], "latency_us": [90.0, 50.0, 40.0], "build_s": [0.2, 0.3, 3.0], "run_s": 0.1}
+    >>> trials = pd.DataFrame({"run": "a", "task": "dense", "step": 0, "key": ["", "x", "y"], **found})
+    >>> timeouts(trials, [1, 5]).query("knob == 'build_timeout_s'")[["limit_s", "lost", "changed", "loss"]].values
+    array([[1.  , 1.  , 1.  , 0.25],
+           [5.  , 0.  , 0.  , 0.  ]])
+    """
+    if any(not limit_s > 0 for limit_s in limits_s):
+        raise InputError(f"no trial ends within {min(limits_s):g} s", remedy="give time-outs above 0 s")
+    valid = trials.dropna(subset="latency_us")
+    # Of what a step measured again the later reading counts, as in tvmlab.frames.
+    valid = valid.drop_duplicates(["run", "task", "step", "key"], keep="last")
+    rows = [
+        {"knob": knob, "limit_s": limit_s, **_cost(valid, valid[column] > limit_s * _leeway(valid, factor))}
+        for knob, (column, factor) in _TIMEOUTS.items()
+        for limit_s in limits_s
+    ]
+    return pd.DataFrame(rows, columns=["knob", "limit_s", "trials", "lost", "share", "tasks", "changed", "loss"])
+
+
+def _leeway(trials: pd.DataFrame, factor: float) -> pd.Series:
+    return (trials["trial"] == 0).map({True: factor, False: 1.0})
+
+
+def _cost(valid: pd.DataFrame, late: pd.Series) -> dict[str, Any]:
+    """What is lost with the trials that are late."""
+    task = [valid["run"].astype(str), valid["task"].astype(str)]
+    late = late | (late & (valid["trial"] == 0)).groupby(task).transform("any")
+    searched = valid["trial"] > 0
+    best = valid.groupby(task)["latency_us"].min()
+    left = valid["latency_us"].mask(late).groupby(task).min().fillna(np.inf)
+    lost, count = int((late & searched).sum()), int(searched.sum())
+    return {
+        "trials": count,
+        "lost": lost,
+        "share": lost / count if count else 0.0,
+        "tasks": len(best),
+        "changed": int((left > best).sum()),
+        "loss": float((left / best - 1).max()) if len(best) else 0.0,
+    }
 
 
 class _Search:

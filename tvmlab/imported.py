@@ -40,9 +40,13 @@ def import_records(
     kept as that target's; `target` says that they are for this one, if they are of the same device (mcpu, arch) and
     differ in other attributes.
 
-    Raises InputError for a folder without a database, without usable records, or for another device than `target`;
-    RecordError if the files are no database of TVM's.
+    Raises InputError for a folder without a database, without usable records, or for another device than `target`, and
+    where `most` is no whole number from 1 on; RecordError if the files are no database of TVM's.
     """
+    if not isinstance(most, int) or most < 1:
+        raise InputError(
+            f"most={most!r} records of a task cannot be imported", remedy="most should be a whole number from 1 on"
+        )
     folder = Path(path)
     for name in DATABASE_FILES:
         if not (folder / name).is_file():

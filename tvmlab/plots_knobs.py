@@ -45,7 +45,7 @@ def doubling_shares(frames: Mapping[str, pd.DataFrame], *, ax: Axes | None = Non
     ax.set_xlabel("trials of a task, before they are doubled")
     ax.set_ylabel("searches that gain")
     tidy(ax, "y")
-    ax.legend(frameon=False, fontsize=8, loc="upper right")
+    ax.legend(frameon=False, fontsize=8, ncols=2, loc="lower left", bbox_to_anchor=(0.0, 1.0))  # any corner has dots
     return ax
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import cycle
 
 import numpy as np
 import pandas as pd
@@ -88,17 +89,21 @@ def selective_beside(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     """Selective over full tuning, a point a model: its share of the time against the performance it reaches.
 
     `table` is of `published_selective.beside()`: the RFC's points, and ours where there are any, joined by a line a
-    model. A point above 1 is a model that selective tuning made faster than full tuning did.
+    model, with a marker of their own for each experiment. A point above 1 is a model that selective tuning made faster
+    than full tuning did.
     """
     ax = ax if ax is not None else new_axes(7.5, 4.4)
     for row in table.to_dict("records"):
         times, performances = ([row[f"rfc_{name}"], row[name]] for name in ("time", "performance"))
         ax.plot(times, performances, color=GREY, lw=0.8, zorder=1)
-        ax.annotate(row["model"], (times[0], performances[0]), (6, 3), textcoords="offset points", fontsize=7)
-    ax.plot(table["rfc_time"], table["rfc_performance"], "o", color=COLORS[0], label="RFC (V100, TVM of 2019)")
-    mine = table.dropna(subset=["time", "performance"])
-    if len(mine):
-        ax.plot(mine["time"], mine["performance"], "s", color=COLORS[2], label="tvmlab")
+    theirs = table.drop_duplicates("model")
+    for name, time, performance in theirs[["model", "rfc_time", "rfc_performance"]].itertuples(index=False):
+        ax.annotate(name, (time, performance), (6, 3), textcoords="offset points", fontsize=7)
+    ax.plot(theirs["rfc_time"], theirs["rfc_performance"], "o", color=COLORS[0], label="RFC (V100, TVM of 2019)")
+    mine = list(table.dropna(subset=["time", "performance"]).groupby("experiment"))
+    for mark, color, (experiment, part) in zip(cycle("sD^v"), cycle(COLORS[2:]), mine):
+        label = f"tvmlab, experiment {experiment}" if len(mine) > 1 else "tvmlab"
+        ax.plot(part["time"], part["performance"], mark, color=color, label=label)
     ax.axhline(1.0, color=_UNTUNED, lw=1.2, ls=(0, (3, 1)))
     ax.set_xlim(left=0.0)
     ax.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
@@ -106,5 +111,5 @@ def selective_beside(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     ax.set_xlabel("time, as a share of full tuning's")
     ax.set_ylabel("performance, of full tuning's")
     tidy(ax, "both")
-    ax.legend(frameon=False, fontsize=8, ncols=2, loc="lower left", bbox_to_anchor=(0.0, 1.0))
+    ax.legend(frameon=False, fontsize=8, ncols=3, loc="lower left", bbox_to_anchor=(0.0, 1.0))
     return ax

@@ -1,17 +1,19 @@
 """Selective tuning's published table (TVM issue 4188), and our own rows beside it; both are in data/selective.
 
+Rows of ours are of one experiment where both searches, the time limit and the machine are the same.
 Nothing here needs TVM.
 """
 
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pandas as pd
 
 from tvmlab.datafiles import data_dir
 
-__all__ = ["MODELS", "beside", "findings", "ours", "rfc"]
+__all__ = ["MODELS", "beside", "experiments", "findings", "our_findings", "ours", "rfc", "source"]
 
 # The RFC's models, and what stands for them in the zoo.
 MODELS = {
@@ -23,9 +25,11 @@ MODELS = {
     "Yolo3 MobileNet1.0 voc": "yolo3_mobilenet_backbone",
     "SSD512 ResNet50 V1 voc": "ssd512_resnet50_backbone",
 }
-_OURS = ("model", "seed", "tasks", "representatives", "poor", "full_s", "selective_s", "time", "full_trials",
-         "selective_trials", "full_ms", "selective_ms", "onnxruntime_ms", "performance",
-         "performance_low", "performance_high")  # fmt: skip
+_OURS = ("model", "seed", "experiment", "tasks", "representatives", "poor", "full_s", "selective_s", "time",
+         "full_trials", "selective_trials", "full_ms", "selective_ms", "onnxruntime_ms", "performance",
+         "performance_low", "performance_high", "steps", "time_limit_s", "machine", "versions")  # fmt: skip
+_EXPERIMENT = ["steps", "time_limit_s", "machine"]
+_PACKAGES = {"tvmlab": "tvmlab", "apache-tvm": "TVM", "onnxruntime": "onnxruntime"}  # what of a row's versions is shown
 
 
 def rfc() -> pd.DataFrame:
@@ -65,24 +69,92 @@ def findings() -> str:
 
 
 def ours() -> pd.DataFrame:
-    """Our rows, one a model and seed, columns as in data/selective/README.md; none before any were measured."""
+    """Our rows, one a model and seed; none before any were measured.
+
+    Columns as in data/selective/README.md, but steps (the full and the selective search), machine and versions are one
+    text each, and experiment numbers the rows' experiments from 1, in the order in which the file has them.
+    """
     path = data_dir("selective") / "rows.jsonl"
-    if not path.exists():
-        return pd.DataFrame(columns=list(_OURS))
-    return pd.DataFrame(map(json.loads, path.read_text().splitlines()))[list(_OURS)]
+    rows = [_readable(json.loads(line)) for line in path.read_text().splitlines()] if path.exists() else []
+    found = pd.DataFrame(rows, columns=[name for name in _OURS if name != "experiment"])
+    number = found.groupby(_EXPERIMENT, sort=False, dropna=False).ngroup() + 1
+    return found.assign(experiment=number.astype(int))[list(_OURS)]
+
+
+def _readable(row: dict[str, Any]) -> dict[str, Any]:
+    """A row with its steps, machine and versions as texts; rows of before `device` was written name no processor."""
+    machine, versions = row.get("machine", {}), row.get("versions", {})
+    unnamed = f"{machine.get('cores', '?')} cores of an unnamed processor, {machine.get('system', 'unnamed system')}"
+    shown = ", ".join(f"{name} {versions[package]}" for package, name in _PACKAGES.items() if versions.get(package))
+    steps = " / ".join(row.get("steps", ()))
+    return {**row, "steps": steps, "machine": row.get("device") or unnamed, "versions": shown}
+
+
+def experiments() -> pd.DataFrame:
+    """The experiments that our rows are of, one row each; index: its number, as in `ours()`.
+
+    Columns: steps, time_limit_s, machine, versions (all that its rows have), models, seeds and rows (how many).
+    """
+    groups = ours().groupby("experiment")
+    found = groups[_EXPERIMENT].agg("first")
+    found["versions"] = groups["versions"].agg(lambda texts: " or ".join(dict.fromkeys(texts)))
+    counts = groups.agg(models=("model", "nunique"), seeds=("seed", "nunique"), rows=("seed", "size"))
+    return found.join(counts)
+
+
+def source() -> str:
+    """Where our rows come from, in one line: what was searched, on what, with which versions.
+
+    >>> source().partition(":")[0] in ("ours", "experiment 1")
+    True
+    """
+    found = experiments()
+    said = [f"{row.steps}; {_limit(row.time_limit_s)}{row.machine}; {row.versions}" for row in found.itertuples()]
+    if len(said) == 1:
+        return f"ours: {said[0]}"
+    return (
+        ". ".join(f"experiment {number}: {text}" for number, text in zip(found.index, said, strict=True))
+        or "ours: none"
+    )
+
+
+def _limit(time_limit_s: Any) -> str:
+    return "" if pd.isna(time_limit_s) else f"at most {time_limit_s:g} s each; "
 
 
 def beside() -> pd.DataFrame:
-    """The two ratios of the RFC and ours, one row a model of the RFC; NaN where ours was not measured.
+    """The two ratios of the RFC and ours, one row a model of the RFC and experiment that has it; NaN where none has.
 
-    Columns: model, zoo, rfc_time, rfc_performance, time, performance (ours: medians over the seeds), seeds.
+    Columns: model, zoo, rfc_time, rfc_performance, experiment (its number; <NA>: not measured), time, performance
+    (ours: medians over the seeds), seeds, steps, machine.
     """
     mine = (
         ours()
-        .groupby("model")
+        .groupby(["model", "experiment"], as_index=False)
         .agg(time=("time", "median"), performance=("performance", "median"), seeds=("seed", "nunique"))
+        .merge(experiments()[["steps", "machine"]], left_on="experiment", right_index=True)
+        .rename(columns={"model": "zoo"})
     )
     published = rfc()[["model", "zoo", "time", "performance"]]
     published = published.rename(columns={"time": "rfc_time", "performance": "rfc_performance"})
-    found = published.merge(mine, left_on="zoo", right_index=True, how="left")
-    return found.astype({"time": float, "performance": float}).assign(seeds=found["seeds"].fillna(0).astype(int))
+    found = published.merge(mine, on="zoo", how="left")
+    found = found.astype({"experiment": "Int64", "time": float, "performance": float})
+    return found.assign(seeds=found["seeds"].fillna(0).astype(int)).fillna({"steps": "", "machine": ""})
+
+
+def our_findings() -> list[str]:
+    """What our rows show, computed from them: a text for each experiment, or one that there is none yet."""
+    table = beside().dropna(subset="time")
+    said = []
+    for number, part in table.groupby("experiment"):
+        mean = part[["performance", "time", "rfc_performance", "rfc_time"]].mean()
+        least, most = int(part["seeds"].min()), int(part["seeds"].max())
+        seeds = f"{least} seed{'s' * (least > 1)} each" if least == most else f"{least} to {most} seeds each"
+        said.append(
+            f"Experiment {number}, {part['machine'].iloc[0]}: {len(part)} of {len(MODELS)} models, {seeds}. Selective "
+            f"tuning reaches {mean['performance']:.0%} of full tuning's performance in {mean['time']:.0%} of its time "
+            f"(means of the models' medians; the RFC has {mean['rfc_performance']:.0%} in {mean['rfc_time']:.0%} for "
+            f"these)."
+        )
+    missing = "python benchmarks/selective.py --rows data/selective/rows.jsonl adds a row a model and seed"
+    return said or [f"None of these models is measured here yet: {missing}."]

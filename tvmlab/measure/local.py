@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tvmlab.core import Candidate, Measurement, TrialStatus
+from tvmlab.core import DEFAULT_TIMEOUT_FACTOR, Candidate, Measurement, TrialStatus
 from tvmlab.experiment import Measure
 from tvmlab.measure.builder import Build, BuilderPool, discard, remove_build
 from tvmlab.measure.device import planned_s
@@ -27,7 +27,6 @@ __all__ = ["LocalMeasurer"]
 
 _SCRATCH = "scratch-"
 _USUAL_CACHE_BYTES = 32 << 20
-_DEFAULT_TIMEOUT_FACTOR = 15  # an unscheduled kernel is up to this much slower than a user expects of a candidate
 
 
 class LocalMeasurer:
@@ -240,7 +239,7 @@ class LocalMeasurer:
         if failed is not None and (times > 1 or is_same_process):
             return failed
         timing = {**self._timing(key), "best_s": None}
-        timeout_s = self._options.run_timeout_s * _DEFAULT_TIMEOUT_FACTOR + planned_s(timing)
+        timeout_s = self._options.run_timeout_s * DEFAULT_TIMEOUT_FACTOR + planned_s(timing)
         found = self._request(("default", key, arguments(self._tasks[key].module), build.path, timing), timeout_s)
         if found.status is TrialStatus.OK:
             self._unrunnable.pop(key, None)
