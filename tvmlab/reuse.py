@@ -3,7 +3,8 @@
 reuse.json says it; a resumed run keeps to that. `runs` are the earlier runs, each with how many lines of trials.jsonl
 it had when this one began; `layouts` the run whose layouts are taken ("": none); and `tasks`, by key, what is known of
 each task of the model: of each engine a `Past`, the `runs` it is from, the `best` schedule, to be measured again, and
-`exhausted`, the size of its template's space if that has nothing more to give.
+`exhausted`, the size of its template's space if that has nothing more to give, and `exhausted_sketches`, the version of
+TVM whose sketches have nothing more to give. What has nothing at all to give has neither runs nor a best.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any
 
 from tvmlab.core import RecordError, Trial, TvmlabError
 from tvmlab.earlier import Device, ended
+from tvmlab.environment import tvm_version
 from tvmlab.experiment import Ansor, AutoTVM, Experiment, LayoutTuning, searches_templates
 from tvmlab.past_records import Best, Past, Records, read
 from tvmlab.records import RunFolder
@@ -29,7 +31,7 @@ _ENGINES = (Ansor, AutoTVM)
 
 @dataclass(frozen=True)
 class Plan:
-    """What a step measures in a run: `total` trials; of a task at most `limits[key]` (None: no limit but the total).
+    """What a step measures in a run: `total` trials; of a task at most `limits[key]` (none: no limit but the total).
 
     `begun` has the trials of earlier runs that count for a task, and how many of them, the last, brought nothing.
     """
@@ -180,9 +182,14 @@ class Reuse:
                     read(run, lines, wanted, others, unlike=run.experiment.measure.cold_weights != cold)
             except TvmlabError as error:
                 _say_left_out(name, error)
-        noted = {key: records.noted() for key, records in wanted.items() if records.runs}
+        noted = {key: records.noted() for key, records in wanted.items() if records.known}
         self._file["tasks"] = {**noted, **self._file["tasks"]}  # what was noted before is what the run goes by
         self._write(self._file)
+
+    @property
+    def without_trials(self) -> set[str]:
+        """The tasks in whose spaces earlier runs found nothing to measure."""
+        return {key for key, noted in self._file["tasks"].items() if not noted["runs"]}
 
     def trials(self, key: str) -> list[Trial]:
         """The trials of a task in earlier runs, without the decisions of sketches: those are in databases."""
@@ -210,13 +217,14 @@ class Reuse:
         return planned(step, before, past, again, {key: self._untried(key, past[key], sizes) for key in keys})
 
     def _untried(self, key: str, past: Past, sizes: Mapping[str, int]) -> float:
-        """How many points of a task's template space may be left; infinity where no template covers it."""
-        size = sizes.get(key)
+        """How many points of a task's space may be left; infinity for sketches that are not known to be used up.
+
+        A space of another size, or by another TVM, is another space than the one that was exhausted.
+        """
+        noted, size = self._file["tasks"].get(key, {}), sizes.get(key)
         if size is None:
-            return math.inf
-        # A space of another size is another space: its template has changed since it was exhausted.
-        is_exhausted = self._file["tasks"].get(key, {}).get("exhausted") == size
-        return 0 if is_exhausted else max(size - past.trials, 0)
+            return 0 if noted.get("exhausted_sketches") == tvm_version() else math.inf
+        return 0 if noted.get("exhausted") == size else max(size - past.trials, 0)
 
     def _of(self, key: str, engine: str) -> Past:
         return Past(**self._file["tasks"].get(key, {}).get(engine, {}))
@@ -251,11 +259,12 @@ def planned(
         left = math.inf if untried is None else untried[key]
         new[key] = min(max(missing, explore), left)
         most = max(_asked(step) - max(known.trials - taken, 0.0), explore)
-        limits[key] = math.ceil(min(most, left)) + (key in again)
+        if left == 0 or step.task_trials is not None:
+            limits[key] = math.ceil(min(most, left)) + (key in again)
     total = math.ceil(round(sum(new.values()), 6)) + len(again)
     return Plan(
         total if step.max_trials is None else min(total, step.max_trials),
-        None if step.task_trials is None else limits,
+        limits or None,
         {} if before else {key: (known.trials, 0 if explore else known.since) for key, known in past.items()},
     )
 

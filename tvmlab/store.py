@@ -69,7 +69,7 @@ def noted_frame(noted: Mapping[str, Any], tasks: Iterable[TaskInfo]) -> pd.DataF
     """The columns of `reused` but the last, from what reuse.json holds and what is known of the run's tasks."""
     rows = []
     for info in tasks:
-        if info.key in noted["tasks"]:
+        if noted["tasks"].get(info.key, {}).get("runs"):
             found, best = noted["tasks"][info.key], noted["tasks"][info.key]["best"] or {}
             counts = {engine: found.get(engine, {}).get("trials", 0) for engine in ("ansor", "autotvm")}
             row = {"task": info.name, "task_key": info.key, **counts, "runs": ", ".join(found["runs"])}
