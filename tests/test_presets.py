@@ -9,7 +9,9 @@ from test_models import net, save
 
 import tvmlab
 from tvmlab.core import InputError
-from tvmlab.experiment import Ansor, AutoTVM, Experiment, LayoutTuning, Selective, TransferTuning
+from tvmlab.experiment import Ansor, AutoTVM, Droplet, Experiment, LayoutTuning, Selective, TransferTuning
+from tvmlab.layout_step import packed_at_first
+from tvmlab.overview import pack
 from tvmlab.presets import PRESETS, estimate_time, preset, presets
 from tvmlab.records import RunFolder
 from tvmlab.study_length import START_S, TRIALS_PER_S
@@ -109,6 +111,42 @@ def test_what_is_reused_takes_no_time(tiny_onnx, tiny_tasks, make_run, cpu):
     assert (afresh.trials, afresh.reused) == (80, 0)
     assert [path.name for path in run.path.parent.iterdir()] == [run.id]  # nothing was written
     assert not (run.path / "reuse.json").exists()
+
+
+@pytest.fixture
+def ansor_run(tiny_onnx, tiny_model, make_run, cpu):
+    """`ansor_run(*steps)`: a past run of four trials of Ansor of each task that a run of these steps would have."""
+
+    def make(*steps):
+        tasks = pack(tiny_model, cpu, packed_at_first(tiny_model, cpu, steps, [])).tasks
+        infos = [task.info for task in tasks if task.info.tunable]
+        trials = [(info.name, 9.0 + number) for number in range(4) for info in infos]
+        return make_run(trials, tasks=infos, defaults={}, model=tiny_onnx, environment={"target": cpu.as_record()})
+
+    return make
+
+
+@pytest.mark.parametrize(
+    "steps", [[Ansor(reuse=False)], [Droplet()], [Selective(engine="ansor")], [Ansor(reuse=False), Droplet()]]
+)
+def test_where_no_stage_reuses_records_there_is_no_past(tiny_onnx, ansor_run, steps):
+    asked = Experiment(model=tiny_onnx, target="cpu", steps=steps)
+    runs_dir = ansor_run(*asked.stages).path.parent
+    found = estimate_time(asked, runs_dir)
+    assert found.reused == 0 and found.past.empty
+    assert len(estimate_time(asked.model_copy(update={"steps": (Ansor(),)}), runs_dir).past) == 2
+
+
+def test_trials_count_for_the_engine_that_made_them_alone(tiny_onnx, ansor_run):
+    asked = Experiment(model=tiny_onnx, target="cpu", steps=[AutoTVM(), Ansor()])
+    runs_dir = ansor_run(*asked.stages).path.parent
+    both = estimate_time(asked, runs_dir)
+    tasks = len(both.past)
+    assert both.past["ansor"].tolist() == [4] * tasks and both.reused == 4 * tasks > 0
+    for steps in ((AutoTVM(),), (AutoTVM(), Ansor(reuse=False))):
+        other = estimate_time(asked.model_copy(update={"steps": steps}), runs_dir)
+        assert other.past[["ansor", "autotvm"]].to_numpy().sum() == other.reused == 0
+        assert other.past["best_trial"].tolist() == both.past["best_trial"].tolist()  # which are measured again first
 
 
 def of_templates(model, trials):

@@ -170,7 +170,7 @@ def estimate_time(experiment: Experiment, runs_dir: str | Path | None = None) ->
     kinds = dict.fromkeys(step.kind for step in stages)
     basis = ", ".join(f"{kind} {rates[kind][0]:.2g} trials/s ({rates[kind][1]})" for kind in kinds)
     basis += _UNSHARED if "selective" in kinds else ""
-    past = noted_frame(reuse.noted, tasks)
+    past = noted_frame(reuse.noted, tasks, experiment)
     return TimeEstimate(limited, sum(trials), reuse.counted, basis, layouts, past)
 
 

@@ -22,7 +22,17 @@ from tvmlab.experiment import Ansor, AutoTVM, Experiment, LayoutTuning, searches
 from tvmlab.past_records import Best, Past, Records, read
 from tvmlab.records import RunFolder
 
-__all__ = ["PAST", "REUSE_FILE", "Plan", "Reuse", "begin", "planned", "said_of_reuse", "take_layouts"]
+__all__ = [
+    "PAST",
+    "REUSE_FILE",
+    "Plan",
+    "Reuse",
+    "begin",
+    "engines_that_reuse",
+    "planned",
+    "said_of_reuse",
+    "take_layouts",
+]
 
 REUSE_FILE = "reuse.json"
 PAST = "past"  # the strategy of trials that measure the best schedule of earlier runs again
@@ -55,11 +65,23 @@ def begin(folder: RunFolder, target: Device) -> None:
 
     Runs on another target than its own are left out, and so are those that still go on.
     """
-    asked = any(getattr(step, "reuse", False) for step in folder.experiment.stages)
-    if asked and not (folder.path / REUSE_FILE).exists() and next(folder.rows(), None) is None:
+    if _reuses(folder.experiment) and not (folder.path / REUSE_FILE).exists() and next(folder.rows(), None) is None:
         noted = _noted(ended(folder.path.parent, target, folder.id, _say_left_out))
         if noted["runs"]:
             folder.write_json(REUSE_FILE, noted)
+
+
+def _reuses(experiment: Experiment) -> bool:
+    return any(getattr(step, "reuse", False) for step in experiment.stages)
+
+
+def engines_that_reuse(experiment: Experiment) -> set[str]:
+    """The engines whose trials in earlier runs count for an experiment, as kinds of step.
+
+    >>> engines_that_reuse(Experiment(model="alexnet", steps=[LayoutTuning(), AutoTVM(), Ansor(reuse=False)]))
+    {'autotvm'}
+    """
+    return {step.kind for step in experiment.stages if isinstance(step, _ENGINES) and step.reuse}
 
 
 def _noted(runs: Iterable[RunFolder]) -> dict[str, Any]:
@@ -121,7 +143,7 @@ class Reuse:
     @classmethod
     def forecast(cls, experiment: Experiment, runs_dir: Path, target: Device) -> Reuse:
         """What a run of this experiment would take if it began now; nothing is written."""
-        return cls(experiment, runs_dir, _noted(ended(runs_dir, target)))
+        return cls(experiment, runs_dir, _noted(ended(runs_dir, target) if _reuses(experiment) else ()))
 
     @property
     def runs(self) -> list[RunFolder]:
@@ -163,12 +185,13 @@ class Reuse:
     def take(self, keys: Iterable[str], sizes: Mapping[str, int] | None = None) -> None:
         """Read what the earlier runs have of these tasks, and note it in reuse.json.
 
-        `sizes` are those of their template spaces, as far as there are some: no plan goes beyond them.
+        `sizes` are those of their template spaces, as far as there are some: no plan goes beyond them. Nothing is read
+        where no engine reuses trials.
         """
         self._sizes |= sizes or {}
         wanted = {key: Records() for key in keys if key not in self._records}
         self._records |= wanted
-        if not self._file["runs"] or not wanted:
+        if not self._file["runs"] or not wanted or not engines_that_reuse(self._experiment):
             return
         cold = self._experiment.measure.cold_weights
         others: set[tuple[str, str]] = set()
@@ -297,5 +320,5 @@ def said_of_reuse(folder: RunFolder) -> str:
 
 
 def _counted(experiment: Experiment, noted: Mapping[str, Any]) -> int:
-    engines = {step.kind for step in experiment.stages if isinstance(step, _ENGINES) and step.reuse}
+    engines = engines_that_reuse(experiment)
     return sum(task[engine]["trials"] for task in noted["tasks"].values() for engine in engines & task.keys())
