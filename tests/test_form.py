@@ -353,6 +353,12 @@ def test_an_estimate_without_past_records_says_so():
     assert "No trials of earlier runs count." in text and "<details" not in text and "layouts" not in text
 
 
+def test_an_estimate_with_records_of_the_other_engine_alone_says_what_they_are_for():
+    text = forecast_html(replace(FOUND, reused=0, layouts="", past=FOUND.past.assign(ansor=0)))
+    said = "No trials of earlier runs count; the best schedule of 1 task is measured again first."
+    assert said in text and "Past records of 1 task<" in text
+
+
 def test_the_estimate_of_a_real_model_with_past_records(tiny_onnx, tiny_tasks, make_run, cpu):
     infos = [replace(task.info, name=name) for name, task in tiny_tasks.items()]
     trials = [(name, 9.0 + number) for number in range(4) for name in ("conv2d+relu", "matmul+add")]
@@ -365,6 +371,9 @@ def test_the_estimate_of_a_real_model_with_past_records(tiny_onnx, tiny_tasks, m
     assert found.past["ansor"].tolist() == [4, 4] and found.past["then_us"].tolist() == [9.0, 9.0]
     assert set(found.past["best_run"]) == {run.id} and not found.layouts
     assert "8 trials of earlier runs count, of 2 tasks" in form.forecast.text.value
+    knobs(form)["reuse"].control.value = False
+    assert form.estimate().past.empty
+    assert "No trials of earlier runs count." in form.forecast.text.value and "<details" not in form.forecast.text.value
 
 
 # Failed trials, in the monitor

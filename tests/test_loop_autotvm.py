@@ -1,22 +1,25 @@
 """The loop with template spaces: the AutoTVM step on a real model, with invented answers."""
 
 from collections import Counter
-from dataclasses import replace
+from dataclasses import asdict, replace
 
+import numpy as np
 import pytest
 from fake_measurer import FakeMeasurer, keys, stop_after
 from tvm.s_tir import Schedule
 
-from tvmlab import strategies
+from tvmlab import reuse, strategies
 from tvmlab.experiment import Ansor, AutoTVM
+from tvmlab.reuse import PAST
+from tvmlab.search.tuner import digits_of
 from tvmlab.testing import RecordedSpace
 
 
 class TemplateLike(RecordedSpace):
-    """Stands for the template space of a real task: 48 points, whose programs are the unscheduled one."""
+    """Stands for the template space of a real task, whose programs are the unscheduled one: 48 points if not said."""
 
-    def __init__(self, task, starts=(40, 7)):
-        super().__init__({"a": range(6), "b": range(8)}, lambda index: 1e-3, starts, task.key)
+    def __init__(self, task, starts=(40, 7), knobs=None):
+        super().__init__(knobs or {"a": range(6), "b": range(8)}, lambda index: 1e-3, starts, task.key)
         self.module = task.module
 
     def realize(self, index):
@@ -101,3 +104,53 @@ def test_autotvm_warm_start_measures_the_best_of_the_other_run_first(make_folder
 def test_the_same_autotvm_experiment_gives_the_same_run(make_folder, run, templates):
     first, second = (run(autotvm(make_folder)) for _ in range(2))
     assert keys(first) == keys(second)
+
+
+# Exploration, and random trials, where past records suffice
+
+
+@pytest.fixture
+def explored(monkeypatch, make_folder, run, tiny_tasks, cpu):
+    """`explored(...)`: the trials of a run, and of the one before it, with 262,144 points to each template."""
+    space = {name: range(8) for name in "abcdef"}
+    monkeypatch.setattr(strategies, "template_space", lambda task, target: TemplateLike(task, (), space))
+
+    def go(**options):
+        first = make_folder(steps=[AutoTVM(kernel_trials=24, tuner="random", reuse=False)])
+        first.write_json("environment.json", {"target": cpu.as_record()})
+        first.write_json("tasks.json", [asdict(task.info) for task in tiny_tasks.values()])
+        before = run(first)
+        second = make_folder(steps=[AutoTVM(kernel_trials=20, tuner="random", **options)], seed=1)
+        reuse.begin(second, cpu)
+        found = run(second)
+        assert second.state.total_trials == second.state.trials == len(found)
+        return by_task(found, tiny_tasks), by_task(before, tiny_tasks)
+
+    return go
+
+
+def near(trials, past):
+    """Which past trial is the nearest to each of some trials, where it is at most two knobs away."""
+    digits, known = (digits_of([trial.decisions[0] for trial in some], (8,) * 6) for some in (trials, past))
+    apart = (digits[:, None, :] != known[None]).sum(axis=2)
+    return [int(np.argmin(row)) for row in apart if row.min() <= 2]
+
+
+def test_exploration_measures_so_many_new_trials_although_past_records_suffice(explored):
+    without, before = explored()
+    assert [[trial.strategy for trial in trials] for trials in without] == [[PAST], [PAST]]
+    found, _ = explored(exploration_trials=32)
+    for trials, past in zip(found, before, strict=True):
+        assert [trial.strategy for trial in trials] == [PAST] + ["random"] * 32
+        assert trials[0].key == min(past, key=lambda trial: trial.latency_s).key
+        assert not set(keys(trials[1:])) & set(keys(past)) and len(set(keys(trials))) == 33
+        assert len(near(trials[1:], past)) < 8  # anywhere
+
+
+def test_of_the_exploration_so_many_trials_start_from_past_records(explored):
+    found, before = explored(exploration_trials=32, random_trials=16)
+    for trials, past in zip(found, before, strict=True):
+        new = trials[1:]
+        assert len(new) == 32 and not set(keys(new)) & set(keys(past))
+        starts = near(new, past)
+        assert 16 <= len(starts) < 24 and len(set(starts)) > 8  # many past records, not the best alone

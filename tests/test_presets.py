@@ -5,13 +5,17 @@ import json
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from test_models import net, save
 
 import tvmlab
+from tvmlab import study_length
 from tvmlab.core import InputError
-from tvmlab.experiment import Ansor, AutoTVM, Experiment, LayoutTuning, Selective, TransferTuning
+from tvmlab.experiment import Ansor, AutoTVM, Droplet, Experiment, LayoutTuning, Measure, Selective, TransferTuning
+from tvmlab.layout_step import packed_at_first
+from tvmlab.overview import pack
 from tvmlab.presets import PRESETS, estimate_time, preset, presets
 from tvmlab.records import RunFolder
 from tvmlab.study_length import START_S, TRIALS_PER_S
@@ -58,7 +62,14 @@ def test_a_file_with_symbolic_dimensions(tmp_path):
         presets(path, "cpu", tmp_path)
 
 
-def test_without_past_runs_guessed_rates_say_how_long(tiny_onnx, tmp_path):
+@pytest.fixture
+def cores(monkeypatch):
+    """`cores(16)` makes this a machine of so many."""
+    return lambda count: monkeypatch.setattr(study_length, "read_cpu", lambda: SimpleNamespace(cores=count))
+
+
+def test_without_past_runs_guessed_rates_say_how_long(tiny_onnx, tmp_path, cores):
+    cores(2)
     asked = Experiment(model=tiny_onnx, target="cpu", steps=[Ansor(trials_per_kernel=30), AutoTVM(kernel_trials=50)])
     found = estimate_time(asked, tmp_path)
     tasks = int(tvmlab.tasks(tiny_onnx, "cpu", layout="auto")["tunable"].sum())  # AutoTVM packs the model
@@ -67,9 +78,25 @@ def test_without_past_runs_guessed_rates_say_how_long(tiny_onnx, tmp_path):
     assert found.seconds == pytest.approx(
         START_S + 30 * tasks / TRIALS_PER_S["ansor"] + templates / TRIALS_PER_S["autotvm"]
     )
-    assert "ansor 3 trials/s (guessed for two cores), autotvm 5 trials/s (guessed for two cores)" in str(found)
+    assert "ansor 3 trials/s (guessed for 2 cores), autotvm 5 trials/s (guessed for 2 cores)" in str(found)
     limited = asked.model_copy(update={"time_limit_s": 9.0})
     assert estimate_time(limited, tmp_path).seconds == 9.0
+
+
+def test_what_is_guessed_is_for_the_cores_that_build(tiny_onnx, tmp_path, cores):
+    asked = Experiment(model=tiny_onnx, target="cpu", steps=[Ansor(trials_per_kernel=300)])
+
+    def of(count, workers=None):
+        cores(count)
+        return estimate_time(asked.model_copy(update={"measure": Measure(build_workers=workers)}), tmp_path)
+
+    one, two, four, many = (of(count).seconds - START_S for count in (1, 2, 4, 128))
+    assert two == pytest.approx(600 / TRIALS_PER_S["ansor"])
+    assert one == pytest.approx(two * 5 / 3) and four == pytest.approx(two * 2 / 3)  # two thirds of a trial are built
+    assert two / 3 < many < two / 2.8  # candidates run one after another, whatever the cores
+    assert of(16).basis == "ansor 7.2 trials/s (guessed for 16 cores)"
+    assert of(1).basis.endswith("(guessed for 1 core)") and of(16, workers=1) == of(1)
+    assert of(2, workers=64) == of(2)
 
 
 @pytest.fixture
@@ -111,6 +138,42 @@ def test_what_is_reused_takes_no_time(tiny_onnx, tiny_tasks, make_run, cpu):
     assert (afresh.trials, afresh.reused) == (80, 0)
     assert [path.name for path in run.path.parent.iterdir()] == [run.id]  # nothing was written
     assert not (run.path / "reuse.json").exists()
+
+
+@pytest.fixture
+def ansor_run(tiny_onnx, tiny_model, make_run, cpu):
+    """`ansor_run(*steps)`: a past run of four trials of Ansor of each task that a run of these steps would have."""
+
+    def make(*steps):
+        tasks = pack(tiny_model, cpu, packed_at_first(tiny_model, cpu, steps, [])).tasks
+        infos = [task.info for task in tasks if task.info.tunable]
+        trials = [(info.name, 9.0 + number) for number in range(4) for info in infos]
+        return make_run(trials, tasks=infos, defaults={}, model=tiny_onnx, environment={"target": cpu.as_record()})
+
+    return make
+
+
+@pytest.mark.parametrize(
+    "steps", [[Ansor(reuse=False)], [Droplet()], [Selective(engine="ansor")], [Ansor(reuse=False), Droplet()]]
+)
+def test_where_no_stage_reuses_records_there_is_no_past(tiny_onnx, ansor_run, steps):
+    asked = Experiment(model=tiny_onnx, target="cpu", steps=steps)
+    runs_dir = ansor_run(*asked.stages).path.parent
+    found = estimate_time(asked, runs_dir)
+    assert found.reused == 0 and found.past.empty
+    assert len(estimate_time(asked.model_copy(update={"steps": (Ansor(),)}), runs_dir).past) == 2
+
+
+def test_trials_count_for_the_engine_that_made_them_alone(tiny_onnx, ansor_run):
+    asked = Experiment(model=tiny_onnx, target="cpu", steps=[AutoTVM(), Ansor()])
+    runs_dir = ansor_run(*asked.stages).path.parent
+    both = estimate_time(asked, runs_dir)
+    tasks = len(both.past)
+    assert both.past["ansor"].tolist() == [4] * tasks and both.reused == 4 * tasks > 0
+    for steps in ((AutoTVM(),), (AutoTVM(), Ansor(reuse=False))):
+        other = estimate_time(asked.model_copy(update={"steps": steps}), runs_dir)
+        assert other.past[["ansor", "autotvm"]].to_numpy().sum() == other.reused == 0
+        assert other.past["best_trial"].tolist() == both.past["best_trial"].tolist()  # which are measured again first
 
 
 def of_templates(model, trials):

@@ -128,6 +128,16 @@ def test_layouts_are_chosen_once(make_folder, capsys):
     assert len(trials) == second.state.total_trials < first.state.trials
 
 
+def test_a_run_that_takes_layouts_alone_takes_no_records(make_folder):
+    layouts = LayoutTuning(trials_per_variant=2, algorithms=("direct",))
+    first = make_folder(steps=[layouts, AutoTVM(kernel_trials=2)])
+    second = make_folder(steps=[layouts, AutoTVM(kernel_trials=2, reuse=False)])
+    for folder in (first, second):
+        search(folder, threading.Event(), lambda tasks, target, where: FakeMeasurer())
+    assert said_of_reuse(second) == f"reused the layouts of {first.id}; reuse=False searches afresh"
+    assert tvmlab.reused(second).empty and PAST not in {trial.strategy for trial in second.trials()}
+
+
 def test_reuse_false_searches_afresh(done, make_folder, run, cpu):
     first = done(max_trials=8)
     second = begun(make_folder, cpu, max_trials=8, reuse=False)

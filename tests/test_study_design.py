@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
-from tvmlab import Ansor, AutoTVM, Droplet, LayoutTuning, Measure, Repeat, Study, Timed, TransferTuning
+from tvmlab import Ansor, AutoTVM, Droplet, LayoutTuning, Measure, Repeat, Study, Timed, TransferTuning, study_length
 from tvmlab.core import InputError
 from tvmlab.study_design import plan, study_of_the_report
 from tvmlab.study_length import remaining_s
@@ -113,7 +115,9 @@ def test_an_impossible_study_is_refused(knobs, said):
         design(**knobs)
 
 
-def test_its_length_follows_from_limits_and_budgets():
+@pytest.mark.parametrize(("cores", "factor"), [(2, 1.0), (8, 0.5)])
+def test_its_length_follows_from_limits_and_budgets(monkeypatch, cores, factor):
+    monkeypatch.setattr(study_length, "read_cpu", lambda: SimpleNamespace(cores=cores))
     tasks = {"alexnet": 10, "squeezenet": 20}
 
     def only(*steps, **knobs):
@@ -121,7 +125,7 @@ def test_its_length_follows_from_limits_and_budgets():
 
     rest = only(Timed(Ansor(), 1.0)) - 2 * 1.0
     assert only(Ansor(), time_limit_s=50.0) == rest + 2 * 50
-    assert only(Ansor(max_trials=30)) == pytest.approx(rest + 2 * 10)  # 3 a second
-    assert only(AutoTVM(kernel_trials=5)) == pytest.approx(rest + 10 + 20)  # 5 a second
+    assert only(Ansor(max_trials=30)) == pytest.approx(rest + 2 * 10 * factor)  # 3 a second on two cores
+    assert only(AutoTVM(kernel_trials=5)) == pytest.approx(rest + (10 + 20) * factor)  # 5 a second on two cores
     assert only(Ansor(max_trials=30), time_limit_s=4.0) == pytest.approx(rest + 2 * 4)
-    assert only(Repeat(2, [Ansor(max_trials=3), Ansor(max_trials=6)])) == pytest.approx(rest + 2 * 6)
+    assert only(Repeat(2, [Ansor(max_trials=3), Ansor(max_trials=6)])) == pytest.approx(rest + 2 * 6 * factor)

@@ -6,13 +6,14 @@ import platform
 import subprocess
 import sys
 from collections.abc import Mapping
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import psutil
 
-__all__ = ["describe", "shared"]
+__all__ = ["describe", "shared", "tvm_version"]
 
 _PACKAGES = ("tvmlab", "apache-tvm", "apache-tvm-ffi", "xgboost-cpu", "onnx", "onnxruntime", "numpy")
 _PACKAGE = Path(__file__).resolve().parent
@@ -33,6 +34,12 @@ def describe() -> dict[str, Any]:
         "tvmlab_git": _tvmlab_git(),
         "command": sys.argv,
     }
+
+
+@cache
+def tvm_version() -> str:
+    """The version of TVM that is installed."""
+    return _version("apache-tvm") or "unknown"
 
 
 def shared(facts: Mapping[str, Any]) -> dict[str, Any]:

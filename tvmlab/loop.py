@@ -12,6 +12,7 @@ import time
 from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 from tvmlab.core import Candidate, Measurement, Strategy, Trial
@@ -122,7 +123,7 @@ def _search(
     if strategies is None:
         strategies = own = Strategies(session, number, step)
         if plan.begun and left > 0:
-            left -= _measure_again(session, allocator, number, own, keys[:left])
+            left -= _measure_again(session, allocator, number, own, keys, left)
     if isinstance(step, TransferTuning):
         left -= _first_round(session, allocator, number, strategies, [key for key in keys if key not in earlier], left)
     under_way: _Batch | None = None
@@ -155,13 +156,14 @@ def _plan(session: Session, number: int, step: Any, keys: Sequence[str]) -> Plan
 
 
 def _measure_again(
-    session: Session, allocator: Allocator, number: int, strategies: Strategies, keys: Sequence[str]
+    session: Session, allocator: Allocator, number: int, strategies: Strategies, keys: Sequence[str], left: int
 ) -> int:
     """Measure the best schedule that earlier runs have of each task, as its first trial here; returns how many.
 
     A latency of another day is no result of this run.
     """
-    found = [candidate for key in keys if (candidate := strategies.again(key)) is not None]
+    known = (candidate for key in keys if (candidate := strategies.again(key)) is not None)
+    found = list(islice(known, left))  # not every task needs to have one
     return _measure_each(session, allocator, number, found, PAST)
 
 

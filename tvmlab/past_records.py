@@ -13,9 +13,11 @@ from tvmlab.core import IMPROVED, RecordError, Trial, TrialStatus, standing
 from tvmlab.experiment import Selective
 from tvmlab.records import RunFolder
 
-__all__ = ["EXHAUSTED_FILE", "IMPORTED", "Best", "Past", "Records", "past_of", "read"]
+__all__ = ["EXHAUSTED_FILE", "IMPORTED", "SKETCHES_FILE", "Best", "Past", "Records", "past_of", "read"]
 
 EXHAUSTED_FILE = "exhausted.json"  # of a run: by task, the size of a template space that has nothing more to give
+# By task, the version of TVM whose sketches have nothing more to give: another one's rules may make others.
+SKETCHES_FILE = "exhausted_sketches.json"
 IMPORTED = "imported"  # the model and the strategy of what is not of a run
 _SHARED = "transfer"  # the strategy of those trials of a Selective step that no engine chose
 
@@ -46,7 +48,8 @@ class Records:
     """What earlier runs have of one task.
 
     `trials` have their decisions only where these are the number of a template's point; `seen` are the keys of all
-    programs; `exhausted` is the size of the template space that they used up (0: they did not).
+    programs; `exhausted` is the size of the template space that they used up (0: they did not), `exhausted_sketches`
+    the version of TVM whose sketches they used up (none: they did not).
     """
 
     def __init__(self) -> None:
@@ -56,6 +59,7 @@ class Records:
         self.past: dict[str, Past] = {}
         self.best: Best | None = None
         self.exhausted = 0
+        self.exhausted_sketches = ""
         self._rank = (True, math.inf)
         self._least: dict[str, float] = {}
 
@@ -86,6 +90,11 @@ class Records:
         known = self.past.get(engine, Past())
         self.past[engine] = replace(known, share=known.share + share)
 
+    @property
+    def known(self) -> bool:
+        """Whether there is anything to note."""
+        return bool(self.runs or self.exhausted or self.exhausted_sketches)
+
     def noted(self) -> dict[str, Any]:
         """What reuse.json says of the task."""
         best = self.best and {
@@ -94,7 +103,8 @@ class Records:
             "key": self.best.trial.key,
             "latency_s": self.best.trial.latency_s,
         }
-        exhausted = {"exhausted": self.exhausted} if self.exhausted else {}
+        spaces = {"exhausted": self.exhausted, "exhausted_sketches": self.exhausted_sketches}
+        exhausted = {name: space for name, space in spaces.items() if space}
         engines = {engine: asdict(past) for engine, past in self.past.items()}
         return {**engines, **exhausted, "runs": self.runs, "best": best}
 
@@ -116,7 +126,8 @@ def read(
     `others` are the trials of other tasks that were read before: what a fork has from its origin is counted once.
     Raises RecordError for a damaged run, of which nothing is added then.
     """
-    stages, exhausted = run.experiment.stages, run.read_json(EXHAUSTED_FILE, missing={})
+    stages = run.experiment.stages
+    exhausted, sketches = (run.read_json(name, missing={}) for name in (EXHAUSTED_FILE, SKETCHES_FILE))
     mine, foreign = _divided(run, lines, wanted)
     new: dict[tuple[int, str], Counter[str]] = defaultdict(Counter)  # by stage and engine, of each task
     for identity, made in foreign.items():
@@ -131,6 +142,9 @@ def read(
     for key, size in exhausted.items():
         if key in wanted:
             wanted[key].exhausted = size
+    for key, version in sketches.items():
+        if key in wanted:
+            wanted[key].exhausted_sketches = version
 
 
 def _divided(

@@ -25,7 +25,7 @@ from tvmlab.reuse import Reuse
 from tvmlab.sources import resolve
 from tvmlab.spaces.template import sizes
 from tvmlab.store import noted_frame
-from tvmlab.study_length import START_S, TRIALS_PER_S, duration_text
+from tvmlab.study_length import START_S, TRIALS_PER_S, building_cores, duration_text, guessed_rate
 from tvmlab.targets import Target
 from tvmlab.targets import target as named_target
 
@@ -156,7 +156,7 @@ def estimate_time(experiment: Experiment, runs_dir: str | Path | None = None) ->
     """About how long an experiment takes on this machine at the most, what it reuses from a runs folder left out.
 
     The rates are those of the newest past runs there on its target, of the same model if there are some; where there
-    are none, guesses for two cores. It takes some seconds: the model is cut into tasks. Raises
+    are none, guesses for as many cores as build. It takes some seconds: the model is cut into tasks. Raises
     InputError for an unknown model or target, or for a TransferTuning without anything to take from.
     """
     parent = Path(runs_dir) if runs_dir is not None else default_runs_dir()
@@ -170,7 +170,7 @@ def estimate_time(experiment: Experiment, runs_dir: str | Path | None = None) ->
     kinds = dict.fromkeys(step.kind for step in stages)
     basis = ", ".join(f"{kind} {rates[kind][0]:.2g} trials/s ({rates[kind][1]})" for kind in kinds)
     basis += _UNSHARED if "selective" in kinds else ""
-    past = noted_frame(reuse.noted, tasks)
+    past = noted_frame(reuse.noted, tasks, experiment)
     return TimeEstimate(limited, sum(trials), reuse.counted, basis, layouts, past)
 
 
@@ -227,7 +227,9 @@ def _rates(experiment: Experiment, target: Target, runs_dir: Path) -> Mapping[st
         for kind, count, seconds in spent_there:
             if count >= _ENOUGH and seconds > 0:
                 found[kind].append((same, count, seconds))
-    rates = {kind: (rate, "guessed for two cores") for kind, rate in TRIALS_PER_S.items()}
+    cores = building_cores(experiment.measure)
+    guessed = f"guessed for {cores} core{'' if cores == 1 else 's'}"
+    rates = {kind: (guessed_rate(kind, cores), guessed) for kind in TRIALS_PER_S}
     for kind, spent in found.items():
         used = ([each for each in spent if each[0]] or spent)[-_NEWEST:]
         rate = sum(count for _, count, _ in used) / sum(seconds for *_, seconds in used)

@@ -7,6 +7,7 @@
      fork.json          of a fork: the run that it goes on from, and how far that was
      reuse.json         what it takes from earlier runs (tvmlab.reuse)
      exhausted.json     template spaces that have nothing more to give: their sizes by task (tvmlab.past_records)
+     exhausted_sketches.json   tasks whose sketches have nothing more to give, by which TVM
      transfer.json      where transferred schedules came from and what became of them (tvmlab.transfer_step)
      selective.json     which tasks are alike, which were searched and why (tvmlab.selective_step)
      minima.json        by step and task, at which local minimum a descent ended

@@ -3,7 +3,8 @@
 reuse.json says it; a resumed run keeps to that. `runs` are the earlier runs, each with how many lines of trials.jsonl
 it had when this one began; `layouts` the run whose layouts are taken ("": none); and `tasks`, by key, what is known of
 each task of the model: of each engine a `Past`, the `runs` it is from, the `best` schedule, to be measured again, and
-`exhausted`, the size of its template's space if that has nothing more to give.
+`exhausted`, the size of its template's space if that has nothing more to give, and `exhausted_sketches`, the version of
+TVM whose sketches have nothing more to give. What has nothing at all to give has neither runs nor a best.
 """
 
 from __future__ import annotations
@@ -16,11 +17,22 @@ from typing import Any
 
 from tvmlab.core import RecordError, Trial, TvmlabError
 from tvmlab.earlier import Device, ended
+from tvmlab.environment import tvm_version
 from tvmlab.experiment import Ansor, AutoTVM, Experiment, LayoutTuning, searches_templates
 from tvmlab.past_records import Best, Past, Records, read
 from tvmlab.records import RunFolder
 
-__all__ = ["PAST", "REUSE_FILE", "Plan", "Reuse", "begin", "planned", "said_of_reuse", "take_layouts"]
+__all__ = [
+    "PAST",
+    "REUSE_FILE",
+    "Plan",
+    "Reuse",
+    "begin",
+    "engines_that_reuse",
+    "planned",
+    "said_of_reuse",
+    "take_layouts",
+]
 
 REUSE_FILE = "reuse.json"
 PAST = "past"  # the strategy of trials that measure the best schedule of earlier runs again
@@ -29,7 +41,7 @@ _ENGINES = (Ansor, AutoTVM)
 
 @dataclass(frozen=True)
 class Plan:
-    """What a step measures in a run: `total` trials; of a task at most `limits[key]` (None: no limit but the total).
+    """What a step measures in a run: `total` trials; of a task at most `limits[key]` (none: no limit but the total).
 
     `begun` has the trials of earlier runs that count for a task, and how many of them, the last, brought nothing.
     """
@@ -53,11 +65,23 @@ def begin(folder: RunFolder, target: Device) -> None:
 
     Runs on another target than its own are left out, and so are those that still go on.
     """
-    asked = any(getattr(step, "reuse", False) for step in folder.experiment.stages)
-    if asked and not (folder.path / REUSE_FILE).exists() and next(folder.rows(), None) is None:
+    if _reuses(folder.experiment) and not (folder.path / REUSE_FILE).exists() and next(folder.rows(), None) is None:
         noted = _noted(ended(folder.path.parent, target, folder.id, _say_left_out))
         if noted["runs"]:
             folder.write_json(REUSE_FILE, noted)
+
+
+def _reuses(experiment: Experiment) -> bool:
+    return any(getattr(step, "reuse", False) for step in experiment.stages)
+
+
+def engines_that_reuse(experiment: Experiment) -> set[str]:
+    """The engines whose trials in earlier runs count for an experiment, as kinds of step.
+
+    >>> engines_that_reuse(Experiment(model="alexnet", steps=[LayoutTuning(), AutoTVM(), Ansor(reuse=False)]))
+    {'autotvm'}
+    """
+    return {step.kind for step in experiment.stages if isinstance(step, _ENGINES) and step.reuse}
 
 
 def _noted(runs: Iterable[RunFolder]) -> dict[str, Any]:
@@ -119,7 +143,7 @@ class Reuse:
     @classmethod
     def forecast(cls, experiment: Experiment, runs_dir: Path, target: Device) -> Reuse:
         """What a run of this experiment would take if it began now; nothing is written."""
-        return cls(experiment, runs_dir, _noted(ended(runs_dir, target)))
+        return cls(experiment, runs_dir, _noted(ended(runs_dir, target) if _reuses(experiment) else ()))
 
     @property
     def runs(self) -> list[RunFolder]:
@@ -161,12 +185,13 @@ class Reuse:
     def take(self, keys: Iterable[str], sizes: Mapping[str, int] | None = None) -> None:
         """Read what the earlier runs have of these tasks, and note it in reuse.json.
 
-        `sizes` are those of their template spaces, as far as there are some: no plan goes beyond them.
+        `sizes` are those of their template spaces, as far as there are some: no plan goes beyond them. Nothing is read
+        where no engine reuses trials.
         """
         self._sizes |= sizes or {}
         wanted = {key: Records() for key in keys if key not in self._records}
         self._records |= wanted
-        if not self._file["runs"] or not wanted:
+        if not self._file["runs"] or not wanted or not engines_that_reuse(self._experiment):
             return
         cold = self._experiment.measure.cold_weights
         others: set[tuple[str, str]] = set()
@@ -180,9 +205,14 @@ class Reuse:
                     read(run, lines, wanted, others, unlike=run.experiment.measure.cold_weights != cold)
             except TvmlabError as error:
                 _say_left_out(name, error)
-        noted = {key: records.noted() for key, records in wanted.items() if records.runs}
+        noted = {key: records.noted() for key, records in wanted.items() if records.known}
         self._file["tasks"] = {**noted, **self._file["tasks"]}  # what was noted before is what the run goes by
         self._write(self._file)
+
+    @property
+    def without_trials(self) -> set[str]:
+        """The tasks in whose spaces earlier runs found nothing to measure."""
+        return {key for key, noted in self._file["tasks"].items() if not noted["runs"]}
 
     def trials(self, key: str) -> list[Trial]:
         """The trials of a task in earlier runs, without the decisions of sketches: those are in databases."""
@@ -210,13 +240,14 @@ class Reuse:
         return planned(step, before, past, again, {key: self._untried(key, past[key], sizes) for key in keys})
 
     def _untried(self, key: str, past: Past, sizes: Mapping[str, int]) -> float:
-        """How many points of a task's template space may be left; infinity where no template covers it."""
-        size = sizes.get(key)
+        """How many points of a task's space may be left; infinity for sketches that are not known to be used up.
+
+        A space of another size, or by another TVM, is another space than the one that was exhausted.
+        """
+        noted, size = self._file["tasks"].get(key, {}), sizes.get(key)
         if size is None:
-            return math.inf
-        # A space of another size is another space: its template has changed since it was exhausted.
-        is_exhausted = self._file["tasks"].get(key, {}).get("exhausted") == size
-        return 0 if is_exhausted else max(size - past.trials, 0)
+            return 0 if noted.get("exhausted_sketches") == tvm_version() else math.inf
+        return 0 if noted.get("exhausted") == size else max(size - past.trials, 0)
 
     def _of(self, key: str, engine: str) -> Past:
         return Past(**self._file["tasks"].get(key, {}).get(engine, {}))
@@ -251,11 +282,12 @@ def planned(
         left = math.inf if untried is None else untried[key]
         new[key] = min(max(missing, explore), left)
         most = max(_asked(step) - max(known.trials - taken, 0.0), explore)
-        limits[key] = math.ceil(min(most, left)) + (key in again)
+        if left == 0 or step.task_trials is not None:
+            limits[key] = math.ceil(min(most, left)) + (key in again)
     total = math.ceil(round(sum(new.values()), 6)) + len(again)
     return Plan(
         total if step.max_trials is None else min(total, step.max_trials),
-        None if step.task_trials is None else limits,
+        limits or None,
         {} if before else {key: (known.trials, 0 if explore else known.since) for key, known in past.items()},
     )
 
@@ -288,5 +320,5 @@ def said_of_reuse(folder: RunFolder) -> str:
 
 
 def _counted(experiment: Experiment, noted: Mapping[str, Any]) -> int:
-    engines = {step.kind for step in experiment.stages if isinstance(step, _ENGINES) and step.reuse}
+    engines = engines_that_reuse(experiment)
     return sum(task[engine]["trials"] for task in noted["tasks"].values() for engine in engines & task.keys())

@@ -47,6 +47,7 @@ _FORKED = (
     "refine.json",
     "reuse.json",
     "exhausted.json",
+    "exhausted_sketches.json",
 )
 _STOP_GRACE_S = 180.0  # a stop waits for the trial under way, and that for its build
 

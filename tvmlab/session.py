@@ -11,9 +11,10 @@ from typing import Any
 
 from tvmlab.compat import DATABASE_FILES, load_meta_schedule
 from tvmlab.core import Candidate, Measurement, Measurer, Strategy, TaskInfo, Trial
+from tvmlab.environment import tvm_version
 from tvmlab.experiment import LayoutTuning, searches_templates
 from tvmlab.layout_plan import LayoutPlan
-from tvmlab.past_records import EXHAUSTED_FILE
+from tvmlab.past_records import EXHAUSTED_FILE, SKETCHES_FILE
 from tvmlab.records import MINIMA_FILE, RunFolder, State, TrialWriter, cut_torn_line
 from tvmlab.reuse import Reuse
 from tvmlab.spaces.template import sizes
@@ -54,6 +55,7 @@ class Session:
         self.plan = plan
         self.reuse = Reuse.of(folder)
         self._exhausted: dict[str, int] = folder.read_json(EXHAUSTED_FILE, missing={})
+        self._exhausted_sketches: dict[str, str] = folder.read_json(SKETCHES_FILE, missing={})
         if plan is None:  # else the tasks are variants, whose trials no engine made
             self._take_from_earlier_runs()
         self.phase = "starting"
@@ -128,11 +130,14 @@ class Session:
         """Note how the search of a task ended, where its strategy can tell: `ending`, `local_minimum`.
 
         One that ended without any trial is noted too: its space has nothing to measure. That a template space is
-        `exhausted` goes into the folder: no later run needs to find it out again.
+        `exhausted`, or what the sketches give, goes into the folder: no later run needs to find it out again.
         """
         if size := getattr(strategy, "exhausted", 0):
             self._exhausted[key] = size
             self.folder.write_json(EXHAUSTED_FILE, self._exhausted)
+        if getattr(strategy, "sketches_exhausted", False):
+            self._exhausted_sketches[key] = tvm_version()
+            self.folder.write_json(SKETCHES_FILE, self._exhausted_sketches)
         ending = getattr(strategy, "ending", "")
         if not any(trial.task_key == key and trial.trial for trial in self.history):
             self._without_trials.add(key)
@@ -147,7 +152,8 @@ class Session:
     def kept_default(self) -> list[str]:
         """The names of the tasks of the model that keep their default schedule because nothing could be tried."""
         tried = {trial.task_key for trial in self.history if trial.trial}
-        return [self.tasks[key].info.name for key in self._without_trials - tried if key in self.tasks]
+        nothing = self._without_trials | self.reuse.without_trials
+        return [self.tasks[key].info.name for key in nothing - tried if key in self.tasks]
 
     def trial_latency(self, key: str) -> float | None:
         """Latency of a task's best trial in seconds, its unscheduled kernel not counted."""

@@ -11,8 +11,9 @@ import pandas as pd
 
 from tvmlab.core import InputError, RunError, TaskInfo
 from tvmlab.earlier import is_of, past_frame, readable
+from tvmlab.experiment import Experiment
 from tvmlab.records import RunFolder, default_runs_dir
-from tvmlab.reuse import PAST, REUSE_FILE
+from tvmlab.reuse import PAST, REUSE_FILE, engines_that_reuse
 from tvmlab.targets import Target
 from tvmlab.targets import target as named_target
 from tvmlab.tasks import Task
@@ -52,26 +53,27 @@ def past(
 def reused(run: str | Path | RunFolder | Any) -> pd.DataFrame:
     """What a run took from earlier runs, one row a task; none where it took nothing.
 
-    Columns: task, task_key, ansor and autotvm (trials of each engine that count), runs (their ids), best_run and
-    best_trial (whose schedule was measured again first), then_us (its latency there), now_us (here; NaN: not yet, or it
-    failed). Raises RecordError for what is no run.
+    Columns: task, task_key, ansor and autotvm (trials of each engine that count: 0 if no step of it reuses any), runs
+    (their ids), best_run and best_trial (whose schedule was measured again first), then_us (its latency there), now_us
+    (here; NaN: not yet, or it failed). Raises RecordError for what is no run.
     """
     folder = RunFolder.open(getattr(run, "folder", run))
     noted = folder.read_json(REUSE_FILE, missing={"tasks": {}})
     now = {trial.key: trial.latency_s for trial in folder.trials() if trial.strategy == PAST}
-    frame = noted_frame(noted, folder.tasks)
+    frame = noted_frame(noted, folder.tasks, folder.experiment)
     best = [noted["tasks"][key]["best"] or {} for key in frame["task_key"]]
     frame["now_us"] = pd.Series([now.get(known.get("key", "")) for known in best], dtype=float) * 1e6
     return frame
 
 
-def noted_frame(noted: Mapping[str, Any], tasks: Iterable[TaskInfo]) -> pd.DataFrame:
+def noted_frame(noted: Mapping[str, Any], tasks: Iterable[TaskInfo], experiment: Experiment) -> pd.DataFrame:
     """The columns of `reused` but the last, from what reuse.json holds and what is known of the run's tasks."""
-    rows = []
-    for info in tasks:
-        if info.key in noted["tasks"]:
+    rows, asked = [], engines_that_reuse(experiment)
+    for info in tasks if asked else ():
+        if noted["tasks"].get(info.key, {}).get("runs"):
             found, best = noted["tasks"][info.key], noted["tasks"][info.key]["best"] or {}
-            counts = {engine: found.get(engine, {}).get("trials", 0) for engine in ("ansor", "autotvm")}
+            taken = {engine: found.get(engine, {}) if engine in asked else {} for engine in ("ansor", "autotvm")}
+            counts = {engine: past.get("trials", 0) for engine, past in taken.items()}
             row = {"task": info.name, "task_key": info.key, **counts, "runs": ", ".join(found["runs"])}
             row |= {"best_run": best.get("run", ""), "best_trial": best.get("trial")}
             rows.append(row | {"then_us": best.get("latency_s")})

@@ -74,7 +74,7 @@ class Allocator:
 
     `known_latencies_s` are the best latencies so far, which are those of the unscheduled kernels in a first step (None:
     it did not run). `early_stopping` is the number of trials without an improvement after which a task is finished,
-    `limits` the most trials that each task may get (None: no limit).
+    `limits` the most trials that a task may get (none is named: no limit).
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class Allocator:
         self._tasks = {info.key: _Progress(info, known_latencies_s.get(info.key)) for info in tasks}
         self._roofline = roofline
         self._early_stopping = early_stopping
-        self._limits = limits
+        self._limits = limits or {}
 
     def next_task(self, waiting: Collection[str] = ()) -> str | None:
         """Key of the task for the next batch; None when every task is finished, has had its share, or is `waiting`."""
@@ -107,7 +107,7 @@ class Allocator:
     def room(self, key: str) -> float:
         """How many more trials this task may get, those under way counted; infinity without a limit."""
         task = self._tasks[key]
-        return math.inf if self._limits is None else self._limits[key] - task.trials - task.in_flight
+        return self._limits.get(key, math.inf) - task.trials - task.in_flight
 
     def begun(self, key: str, trials: int, since_improvement: int) -> None:
         """Earlier runs had so many trials of this task, which no limit counts; the last of them brought nothing."""

@@ -36,9 +36,12 @@ class Evolution:
 
     `known` are keys of candidates that were measured before (by this run, before it was resumed): they are not
     proposed again. `records` are measured traces with their latencies in seconds, fastest first, to start from.
+
+    `sketches_exhausted` says that the last `ask` found no new program.
     """
 
     name = "evolution"
+    sketches_exhausted = False
 
     def __init__(
         self,
@@ -72,7 +75,9 @@ class Evolution:
         asked, self._first = self._first[:count], self._first[count:]
         if len(self._measured) >= _ENOUGH:
             asked += self._evolve(count - len(asked))
-        return asked + self._sample(count - len(asked))
+        asked += self._sample(count - len(asked))
+        self.sketches_exhausted = not asked
+        return asked
 
     def tell(self, candidates: Sequence[Candidate], trials: Sequence[Trial]) -> None:
         """Learn how the candidates did."""

@@ -26,6 +26,16 @@ class Fallback:
         """How that strategy ended, where it can tell."""
         return str(getattr(self._now, "ending", ""))
 
+    @property
+    def exhausted(self) -> int:
+        """The size of the space of the other strategy once it had nothing more to give, 0 before."""
+        return int(getattr(self._now, "exhausted", 0))
+
+    @property
+    def sketches_exhausted(self) -> bool:
+        """Whether the sketches have no new program; where another took their place, whether that has none either."""
+        return bool(self.exhausted or getattr(self._now, "sketches_exhausted", False))
+
     def ask(self, count: int) -> list[Candidate]:
         """Up to `count` new candidates."""
         found = self._now.ask(count)

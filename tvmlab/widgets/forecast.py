@@ -128,12 +128,18 @@ def forecast_html(found: TimeEstimate) -> str:
 def _reused(found: TimeEstimate) -> str:
     layouts = f"The layouts of {found.layouts} are taken. " if found.layouts else ""
     if not found.reused:
-        return f"{layouts}No trials of earlier runs count."
+        again = int((found.past["best_run"] != "").sum()) if len(found.past) else 0  # by the other engine
+        best = f"; the best schedule of {_tasks(again)} is measured again first" if again else ""
+        return f"{layouts}No trials of earlier runs count{best}."
     tasks = int((found.past[["ansor", "autotvm"]].sum(axis=1) > 0).sum())
     return (
-        f"{layouts}{found.reused:,} trials of earlier runs count, of {tasks} task{'' if tasks == 1 else 's'}; "
+        f"{layouts}{found.reused:,} trials of earlier runs count, of {_tasks(tasks)}; "
         "the best schedule of each is measured again first."
     )
+
+
+def _tasks(count: int) -> str:
+    return f"{count} task{'' if count == 1 else 's'}"
 
 
 def _past_html(past: pd.DataFrame) -> str:
@@ -146,6 +152,6 @@ def _past_html(past: pd.DataFrame) -> str:
         index=False, border=0, na_rep="–", float_format="{:,.1f}".format, classes="tvmlab-table", escape=True
     )
     return (
-        f"<details class='tvmlab-details'><summary>Past records of {len(past)} tasks</summary>"
+        f"<details class='tvmlab-details'><summary>Past records of {_tasks(len(past))}</summary>"
         f"<div class='tvmlab-scroll'>{table}</div></details>"
     )
