@@ -6,8 +6,7 @@
      assignment.json    the packing of each convolution, and what else it could have had; none where all is NCHW
      fork.json          of a fork: the run that it goes on from, and how far that was
      reuse.json         what it takes from earlier runs (tvmlab.reuse)
-     exhausted.json     template spaces that have nothing more to give: their sizes by task (tvmlab.past_records)
-     exhausted_sketches.json   tasks whose sketches have nothing more to give, by which TVM
+     exhausted.json, exhausted_sketches.json   spaces that have nothing more to give, by task (tvmlab.past_records)
      transfer.json      where transferred schedules came from and what became of them (tvmlab.transfer_step)
      selective.json     which tasks are alike, which were searched and why (tvmlab.selective_step)
      minima.json        by step and task, at which local minimum a descent ended
