@@ -206,6 +206,19 @@ def test_what_drifts_for_both_needs_no_more_repeats(make_study):
     assert repeats_needed(study, relative_width=0.02)["enough"].all()
 
 
+def test_repeats_needed_of_arms_with_sources_and_without(tmp_path):
+    """The first arm has a source, the other and onnxruntime have none."""
+    arms = {"transfer": [TransferTuning("$source:search")], "search": [Ansor(max_trials=8)]}
+    study = StudyFolder.create(
+        tmp_path / "study", Study(models=["alexnet", "squeezenet"], arms=arms), {"label": "here", "attrs": {}}
+    )
+    for model in study.definition.models:
+        names = [*(cell.name for cell in study.cells_of(model, 0)), "onnxruntime"]
+        study.write_comparison(model, 0, {"subjects": {name: {"samples_ms": [10.0] * 9} for name in names}})
+    found = repeats_needed(study)
+    assert set(found["arm"]) == {"search", "onnxruntime"} and found["enough"].all() and found["source"].all()
+
+
 def test_too_few_repeats_say_nothing_of_how_many_are_needed(make_study):
     found = repeats_needed(make_study(lambda cell: 10.0, seeds=1, repeats=5))
     assert found["needed"].isna().all() and not found["enough"].any()

@@ -272,6 +272,8 @@ def test_who_is_much_slower_is_not_timed_more_often():
     slow = FakeSubject("slow", 5.0, [])
     samples = _take_turns({"a": Scattered(0.01, 0.5), "slow": slow, "b": FakeSubject("b", 0.01, [])}, None)
     assert len(samples["a"]) == len(samples["b"]) == 60 and 6 <= len(samples["slow"]) <= 8
+    near = _take_turns({"a": Scattered(0.2, 0.5), "b": FakeSubject("b", 0.39, [])}, None)  # b has fewer turns
+    assert len(near["a"]) == 60 and len(near["b"]) == 30
     equals = _take_turns({"slow": slow, "other": FakeSubject("other", 5.0, [])}, None)
     assert len(equals["slow"]) == len(equals["other"]) == 8
     alone = _take_turns({"a": Scattered(0.01, 0.5), "slow": slow}, None)

@@ -27,7 +27,7 @@ def test_noise_does_not_move_it():
 
 
 class Turns(Clock):
-    """As the device takes turns: five, and ten more for what then leads by 1 %."""
+    """As the device takes turns: five, and ten more for what then leads by 2 %."""
 
     def __init__(self, space, **options):
         super().__init__(space, pairs=5, **options)
@@ -45,7 +45,7 @@ class Turns(Clock):
 
 
 def test_five_turns_that_all_look_faster_are_too_few_among_many():
-    """Small noise: none leads by 1 %, so each has five turns, and one in 32 is faster in all of them."""
+    """Small noise: none leads by 2 %, so each has five turns, and one in 32 is faster in all of them."""
     moves = 0
     for seed in range(60):
         droplet = new(Flat(), seed=seed, latency_s=1e-4)

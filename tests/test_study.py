@@ -203,6 +203,14 @@ def test_a_study_that_was_changed_halfway_is_refused(fake, tmp_path, changed, sa
     assert fake.made == made
 
 
+def test_a_study_of_before_keeps_its_number_of_repeats(fake, tmp_path):
+    """Until 2026-11-22 there always was a number; a call that names none goes on with it."""
+    made = tvmlab.study(tmp_path / "s", design())
+    assert tvmlab.study(tmp_path / "s", design(repeats=None)).definition == made.definition
+    with pytest.raises(InputError, match="repeats is 3 there, 9 here"):
+        tvmlab.study(tmp_path / "s", design(repeats=9))
+
+
 def test_what_cannot_be_a_studys_folder_is_refused(fake, tmp_path):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "letter.txt").write_text("dear")

@@ -96,12 +96,10 @@ def repeats_needed(study: Any, relative_width: float = 0.02, confidence: float =
     """
     folder = StudyFolder.open(study)
     samples, (first, *others) = folder.samples(), folder.definition.arms
-    reference, rows = _by_cell(samples, first), []
+    rows = []
     for arm in (*others, "onnxruntime"):
-        for (model, source, seed), taken in _by_cell(samples, arm).items():
-            beside = _taken(reference, model, source, seed)
-            if beside is not None:
-                pair = in_shared_turns(taken, beside)
+        for (model, source), seeds in _cells(samples, arm, first).items():
+            for seed, pair in seeds.items():
                 count = min(map(len, pair))
                 needed = (
                     enough_turns(*pair, relative_width, confidence) if count >= fewest_samples(confidence) else None

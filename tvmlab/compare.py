@@ -39,6 +39,7 @@ _SAME = ("model", "batch", "dims", "seed")  # of runs that compute the same
 _SLOW_S = 0.25  # a subject slower than this takes its turn in only some of the rounds
 _PILOT, _MOST = 15, 60  # rounds that say how many are needed, and that are taken at most where nobody says how many
 _WIDTH = 0.02  # of a ratio that is known well enough
+_MUCH_SLOWER = 2.0  # than the first subject: nobody asks for the last percent of such a ratio
 
 
 @dataclass(frozen=True)
@@ -185,7 +186,7 @@ def _time(
         for worker in workers.values():
             worker.kill()
     errors = {name: worst_error(found[name][0], found["onnxruntime"][0]) for name in subjects}
-    rounds = 1 + max(number for taken in samples.values() for number in taken)
+    rounds = repeats or 1 + max(number for taken in samples.values() for number in taken)
     return _Timing(threads, usual, rounds, samples, errors, [note for _, note in found.values() if note])
 
 
@@ -279,7 +280,7 @@ def _take_turns(
 
     All but the one whose turn it is are frozen, because the idle threads of TVM and of onnxruntime spin. `turn` is the
     inferences of a turn that count, and the seconds of others before them. Where no `repeats` are asked for, the pilot
-    says how many; who is much slower than the first subject takes no part in more: nobody asks for its last percent.
+    says how many; who takes more than twice as long as the first subject takes no part in more.
     """
     pilot = _PILOT if repeats is None else repeats
     once = {name: _turn(name, worker, *turn) for name, worker in workers.items()}
@@ -293,7 +294,7 @@ def _take_turns(
                 samples[name][number] = _turn(name, workers[name], *turn)
         number += 1
         if number == wanted and repeats is None:
-            names = [name for name in names if every[name] <= every[names[0]]]
+            names = [name for name in names if once[name] <= _MUCH_SLOWER * once[names[0]]]
             taken = [_subject_row(samples[name]) for name in names]
             wanted = max(wanted, min(_MOST, every[names[0]] * _enough(taken)))
     return samples

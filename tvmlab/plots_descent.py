@@ -37,9 +37,9 @@ def descent_latency(frame: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     """Latency of every neighbour tried, for a frame of `tvmlab.descent.of_trials`.
 
     The line is the incumbent, as measured in turns with each neighbour; a disc is a neighbour that was moved to, its
-    number leads to what it changed; a ring one that was not (orange: faster too, but not the fastest of its batch).
-    Failed ones are marks along the bottom, those more than twice as slow as any incumbent arrows at the top. The
-    stripes are the neighbourhoods of one incumbent each.
+    number leads to what it changed; a ring one that was not (orange: faster too, but by less than 2 %, or not the
+    fastest of its batch). Failed ones are marks along the bottom, those more than twice as slow as any incumbent arrows
+    at the top. The stripes are the neighbourhoods of one incumbent each.
     """
     ax = ax if ax is not None else new_axes(9.0, 4.2)
     _stripe(ax, frame)

@@ -273,14 +273,15 @@ def planned(
     explore = step.exploration_trials if isinstance(step, AutoTVM) else 0
     each, patience = _each(step, tasks), step.patience(tasks)
     taken = sum(_each(stage, tasks) for stage in before)
-    # Else there is one budget for all, which may be spread unevenly.
+    # Else there is one budget for all, which is spread unevenly: what a task has no use for goes to the others.
     by_task = isinstance(step, AutoTVM) and each == _asked(step)
+    spread = not by_task and any(left > 0 for left in (untried or dict.fromkeys(past, 1)).values())
     new, limits = {}, {}
     for key, known in past.items():
         met = max((known.trials if by_task else known.share) - taken, 0.0)
         missing = max(each - met, 0.0) if before or known.since < patience else 0.0
         left = math.inf if untried is None else untried[key]
-        new[key] = min(max(missing, explore), left)
+        new[key] = max(missing, explore) if spread else min(max(missing, explore), left)
         most = max(_asked(step) - max(known.trials - taken, 0.0), explore)
         if left == 0 or step.task_trials is not None:
             limits[key] = math.ceil(min(most, left)) + (key in again)

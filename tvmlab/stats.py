@@ -306,7 +306,7 @@ def enough_turns(a: ArrayLike, b: ArrayLike, relative_width: float, confidence: 
     value, low, high = ratio_in_turns(a, b, confidence)
     if math.isnan(low):
         raise InputError("the turns are too few to say how many are needed", remedy="pass a pilot of 6 or more")
-    return _scaled(len(_samples(a, "a")), (high - low) / (relative_width * value), confidence)
+    return _scaled(min(np.size(a), np.size(b)), (high - low) / (relative_width * value), confidence)
 
 
 def _scaled(count: int, times_too_wide: float, confidence: float) -> int:

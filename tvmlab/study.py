@@ -124,6 +124,8 @@ def _check_same(opened: StudyFolder, asked: Study) -> None:
     there = opened.definition
     for name in Study.model_fields:
         before, now = getattr(there, name), getattr(asked, name)
+        if name == "repeats" and now is None:  # as many as are needed: a study of before, which had a number, keeps it
+            continue
         if before != now:
             if isinstance(now, dict):
                 arm = next(arm for arm in (*before, *now) if before.get(arm) != now.get(arm))

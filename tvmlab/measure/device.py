@@ -318,7 +318,12 @@ def _loops(single_s: float, options: dict[str, Any]) -> tuple[int, int]:
 
 
 def planned_s(options: dict[str, Any], *, in_turns: bool = False) -> float:
-    """Seconds that timing a kernel takes by plan at the most; in turns with a rival, those of both."""
+    """Seconds that timing a kernel takes by plan at the most; in turns with a rival, those of both.
+
+    Where no kernel of the task was timed yet in this session, its turns may be of any length.
+    """
+    if in_turns and options["best_s"] is None:
+        return _LEADER_S
     repeat_s = options["min_repeat_ms"] / 1e3 + (options["best_s"] or 0.0)  # the last call may begin as that is over
     if not in_turns:
         return float(options["repeats"] * repeat_s)

@@ -29,6 +29,7 @@ _APPLIED = 1.25  # points applied to a schedule for each one measured
 _PARENTS = 48
 _LEADERS = 4  # measured points whose neighbourhood is searched too
 _ENOUGH = 8  # measured points before a model of them is worth following
+_MISSES = 64  # samples without a new program before a space counts as used up
 
 
 class Evolution:
@@ -75,7 +76,9 @@ class Evolution:
         asked, self._first = self._first[:count], self._first[count:]
         if len(self._measured) >= _ENOUGH:
             asked += self._evolve(count - len(asked))
-        asked += self._sample(count - len(asked))
+        asked += self._sample(count - len(asked), 2 * len(self._space) + 4)
+        if not asked and count:  # it is for good, so chance is given another chance
+            asked = self._sample(1, _MISSES)
         self.sketches_exhausted = not asked
         return asked
 
@@ -98,11 +101,11 @@ class Evolution:
         for candidate in candidates:
             del self._rows[candidate.key]
 
-    def _sample(self, count: int) -> list[Candidate]:
+    def _sample(self, count: int, most_misses: int) -> list[Candidate]:
         """Random candidates, taking the sketches in turn; fewer when new ones no longer turn up."""
         found: list[Candidate] = []
         misses = 0
-        while len(self._space) and len(found) < count and misses < 2 * len(self._space) + 4:
+        while len(self._space) and len(found) < count and misses < most_misses:
             candidate = self._space.sample(self._next_sketch, self._rng)
             self._next_sketch = (self._next_sketch + 1) % len(self._space)
             if candidate is not None and self._is_new(candidate):
