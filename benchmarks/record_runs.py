@@ -66,7 +66,7 @@ def bursts(seeds, work):
 def descents(seeds, work):
     """Three convolutions alone: a short search, and from its best a descent with room to end at a local minimum."""
     models = [model_of(name, work) for name in ("resnet50_conv3x3", "resnet50_conv1x1", "googlenet_conv5x5")]
-    return Study(models=models, seeds=seeds, arms={"ansor+droplet": [Ansor(max_trials=96), Droplet(trials=600)]})
+    return Study(models=models, seeds=seeds, arms={"ansor+droplet": [Ansor(max_trials=16), Droplet(trials=600)]})
 
 
 STUDIES = {made.__name__: made for made in (report_study, ansor_knobs, budgets, bursts, descents)}
