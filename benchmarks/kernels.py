@@ -80,22 +80,26 @@ class Compared(NamedTuple):
     ratio: Paired
 
 
-def compare(ours: Candidate, theirs: Candidate, task: Task, target: Target) -> Compared:
+def compare(ours: Candidate, theirs: Candidate, task: Task, target: Target, *, cold: bool = False) -> Compared:
     """Two candidates, timed in turns in processes of their own, one after the other; see docs/benchmarks.md for why.
+
+    `cold` is Measure's `cold_weights`.
 
     The ratio is the geometric mean of the processes' (each the median of its turns), with the interval of
     `tvmlab.stats.paired_ratio` over them.
     """
-    found = [_in_process(ours, theirs, task, target) for _ in range(_PROCESSES)]
+    found = [_in_process(ours, theirs, task, target, cold) for _ in range(_PROCESSES)]
     latencies = (np.median(np.concatenate(samples)) * 1e6 for samples in zip(*found, strict=True))
     ratio = paired_ratio([turn_ratio(*samples) for samples in found], np.ones(len(found)))
     return Compared(*(round(float(latency), 2) for latency in latencies), ratio)
 
 
-def _in_process(ours: Candidate, theirs: Candidate, task: Task, target: Target) -> tuple[list[float], list[float]]:
+def _in_process(
+    ours: Candidate, theirs: Candidate, task: Task, target: Target, cold: bool
+) -> tuple[list[float], list[float]]:
     """Latencies in seconds; each of the two is the one that is timed first in half of the turns."""
     samples: tuple[list[float], list[float]] = ([], [])
-    options = Measure(repeats=_PAIRS, slow_factor=1e6)
+    options = Measure(repeats=_PAIRS, slow_factor=1e6, cold_weights=cold)
     with (
         tempfile.TemporaryDirectory(prefix="kernels-") as scratch,
         LocalMeasurer([task], target, options, Path(scratch)) as measurer,
