@@ -83,10 +83,8 @@ class Compared(NamedTuple):
 def compare(ours: Candidate, theirs: Candidate, task: Task, target: Target, *, cold: bool = False) -> Compared:
     """Two candidates, timed in turns in processes of their own, one after the other; see docs/benchmarks.md for why.
 
-    `cold` is Measure's `cold_weights`.
-
     The ratio is the geometric mean of the processes' (each the median of its turns), with the interval of
-    `tvmlab.stats.paired_ratio` over them.
+    `tvmlab.stats.paired_ratio` over them. `cold` is Measure's `cold_weights`.
     """
     found = [_in_process(ours, theirs, task, target, cold) for _ in range(_PROCESSES)]
     latencies = (np.median(np.concatenate(samples)) * 1e6 for samples in zip(*found, strict=True))

@@ -13,7 +13,7 @@ from scipy.stats import wilcoxon
 from tvmlab.core import InputError
 from tvmlab.stats import (
     enough_pairs,
-    enough_repeats,
+    enough_turns,
     faster,
     fewest_pairs,
     holm,
@@ -118,23 +118,28 @@ def test_pairing_claims_a_difference_of_equals_seldom():
     assert claimed / 500 <= 0.06
 
 
-def test_enough_repeats_are_enough():
+def test_enough_turns_are_enough():
     generator = np.random.default_rng(5)
-    sigma, wanted = 0.1, 0.03
-    told = [enough_repeats(generator.normal(1, sigma, 200), wanted) for _ in range(20)]
+    sigma, wanted = 0.05, 0.015
+
+    def pairs(count):
+        drift = generator.lognormal(sigma=0.3, size=count)  # of both: it is no uncertainty of their ratio
+        return drift * generator.lognormal(sigma=sigma, size=count), drift
+
+    told = [enough_turns(*pairs(200), wanted) for _ in range(20)]
     # The median of n normal samples has a standard error of 1.2533 sigma / sqrt(n).
     needed = (2 * 1.96 * 1.2533 * sigma / wanted) ** 2
     assert np.median(told) == pytest.approx(needed, rel=0.25)
     widths = []
     for _ in range(50):
-        _, low, high = median_interval(generator.normal(1, sigma, int(np.median(told))))
+        _, low, high = ratio_in_turns(*pairs(int(np.median(told))))
         widths.append(high - low)
     assert np.median(widths) == pytest.approx(wanted, rel=0.2)
 
 
 def test_steady_latencies_need_no_more_than_an_interval_does():
-    assert enough_repeats([3.0] * 10, 0.01) == 6
-    assert enough_repeats([3.0] * 10, 0.01, confidence=0.99) == 8
+    assert enough_turns([3.0] * 10, [2.0] * 10, 0.01) == 6
+    assert enough_turns([3.0] * 10, [2.0] * 10, 0.01, confidence=0.99) == 8
 
 
 @pytest.mark.parametrize("count", [6, 8, 11, 20])
@@ -221,7 +226,8 @@ def test_resampled_ratio_of_several_pairs():
         (lambda: ratio_in_turns([1.0, float("nan")], [1.0]), "a is empty or holds NaN"),
         (lambda: ratio_in_turns([1.0], [0.0]), "zero or negative"),
         (lambda: paired_difference([1, 2], [1, 2, 3]), "2 and 3 samples"),
-        (lambda: enough_repeats([1.0] * 9, 0), "relative_width=0"),
+        (lambda: enough_turns([1.0] * 9, [1.0] * 9, 0), "relative_width=0"),
+        (lambda: enough_turns([1.0] * 5, [1.0] * 5, 0.02), "too few .* pass a pilot of 6 or more"),
         (lambda: paired_ratio([1.0, 2.0], [1.0]), "2 and 1 values are not pairs"),
         (lambda: paired_ratio([1.0, 0.0], [1.0, 1.0]), "zero or negative"),
         (lambda: enough_pairs([1.1], 0.03), "a spread needs two ratios"),

@@ -92,7 +92,7 @@ def repeats_needed(study: Any, relative_width: float = 0.02, confidence: float =
     """How many turns give each arm's ratio to the first arm an interval of `relative_width` (0.02: about +-1 %).
 
     Columns: model, source, arm (onnxruntime too), seed, repeats (turns that both took), needed (stats.enough_turns;
-    <NA> with fewer than 6 taken), enough. Claims are of ratios turn by turn, which are known far better than medians.
+    <NA> with fewer than 6 taken), enough. It is of ratios turn by turn, as the claims are.
     """
     folder = StudyFolder.open(study)
     samples, (first, *others) = folder.samples(), folder.definition.arms

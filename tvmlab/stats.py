@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from tvmlab.core import InputError
 
 __all__ = [
-    "LEAD", "Interval", "Paired", "enough_pairs", "enough_repeats", "enough_turns", "faster", "fewest_pairs",
+    "LEAD", "Interval", "Paired", "enough_pairs", "enough_turns", "faster", "fewest_pairs",
     "fewest_samples", "holm", "is_faster", "median_interval", "paired_difference", "paired_ratio", "ratio_in_turns",
     "resampled_ratio", "turn_ratio",
 ]  # fmt: skip
@@ -275,50 +275,27 @@ def is_faster(a: ArrayLike, b: ArrayLike, p_value: float, tests: int = 1) -> boo
     return faster(a, b) <= p_value / tests
 
 
-def enough_repeats(samples: ArrayLike, relative_width: float, confidence: float = 0.95) -> int:
-    """How many repeats give a median interval no wider than `relative_width` x the median (0.02: +-1 %).
-
-    `samples` is a pilot of at least the size that an interval needs. A median interval narrows with the
-    square root of the number of samples (Le Boudec, Performance Evaluation, 2010, 2.2), so the pilot's own is
-    scaled; a pilot of a few dozen gives the right order, not the exact number.
-
-    >>> enough_repeats([10.0] * 20, relative_width=0.02)
-    6
-    """
-    _check_width(relative_width)
-    pilot = _samples(samples, "samples")
-    middle, low, high = median_interval(pilot, confidence)
-    if middle <= 0:
-        raise InputError("the median is not positive", remedy="pass latencies")
-    return _scaled(len(pilot), (high - low) / (relative_width * middle), confidence)
-
-
 def enough_turns(a: ArrayLike, b: ArrayLike, relative_width: float, confidence: float = 0.95) -> int:
     """How many turns give `ratio_in_turns` an interval no wider than `relative_width` x the ratio (0.02: +-1 %).
 
-    `a` and `b` are a pilot of at least the turns that an interval needs, which is scaled as in `enough_repeats`. Raises
-    InputError for fewer.
+    `a` and `b` are a pilot of at least the turns that an interval needs. An interval narrows with the square root of
+    the number of turns (Le Boudec, Performance Evaluation, 2010, 2.2), so the pilot's own is scaled; a pilot of a few
+    dozen gives the right order, not the exact number. Raises InputError for too few turns, or a width that is not
+    positive.
 
     >>> enough_turns([10.0] * 20, [20.0] * 20, relative_width=0.02)
     6
     """
-    _check_width(relative_width)
-    value, low, high = ratio_in_turns(a, b, confidence)
-    if math.isnan(low):
-        raise InputError("the turns are too few to say how many are needed", remedy="pass a pilot of 6 or more")
-    return _scaled(min(np.size(a), np.size(b)), (high - low) / (relative_width * value), confidence)
-
-
-def _scaled(count: int, times_too_wide: float, confidence: float) -> int:
-    """How many samples there must be for an interval that is so many times too wide with `count`."""
-    return max(fewest_samples(confidence), math.ceil(count * times_too_wide**2))
-
-
-def _check_width(relative_width: float) -> None:
     if not relative_width > 0:
         raise InputError(
             f"relative_width={relative_width} is not usable", remedy="pass a positive number, such as 0.02"
         )
+    value, low, high = ratio_in_turns(a, b, confidence)
+    least = fewest_samples(confidence)
+    if math.isnan(low):
+        raise InputError("the turns are too few to say how many are needed", remedy=f"pass a pilot of {least} or more")
+    needed = min(np.size(a), np.size(b)) * ((high - low) / (relative_width * value)) ** 2
+    return max(least, math.ceil(needed))
 
 
 def _samples(values: ArrayLike, name: str) -> NDArray[np.float64]:
