@@ -10,12 +10,15 @@ import onnx
 import pytest
 from fake_measurer import DEFAULT_S, FakeMeasurer, keys, stop_after
 
+from tvmlab import rates
 from tvmlab.compat import load_meta_schedule
 from tvmlab.core import InputError, RecordError, TrialStatus
-from tvmlab.experiment import Ansor, Experiment, Selective, TransferTuning
+from tvmlab.experiment import Ansor, Experiment, Measure, Selective, TransferTuning
+from tvmlab.loop import _batch_sizes
 from tvmlab.measure.replay import ReplayMeasurer
 from tvmlab.records import RunFolder
 from tvmlab.run_model import model_of
+from tvmlab.search.allocate import fit_batch_size
 from tvmlab.search_process import _outcome as outcome
 from tvmlab.search_process import check_experiment, search
 from tvmlab.session import estimate_s
@@ -365,3 +368,12 @@ def test_search_refuses_to_continue_another_machines_run(make_folder):
     with pytest.raises(InputError, match="made on Another CPU"):
         search(folder, threading.Event(), lambda tasks, target, where: FakeMeasurer())
     assert folder.environment == other
+
+
+@pytest.mark.parametrize(("limit_s", "cores", "counted"), [(100, 2, 300), (100, 16, 720), (None, 16, 5000)])
+def test_batches_fit_the_trials_that_time_and_cores_allow(monkeypatch, limit_s, cores, counted):
+    monkeypatch.setattr(rates, "read_cpu", lambda: SimpleNamespace(cores=cores))
+    session = SimpleNamespace(experiment=SimpleNamespace(time_limit_s=limit_s, measure=Measure()))
+    assert _batch_sizes(session, Ansor(), 5000, 10) == fit_batch_size(counted, 10)
+    assert fit_batch_size(300, 10) != fit_batch_size(720, 10)
+    assert _batch_sizes(session, Ansor(batch_size=7), 5000, 10) == (7, 7)

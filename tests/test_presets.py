@@ -11,14 +11,15 @@ import pytest
 from test_models import net, save
 
 import tvmlab
-from tvmlab import study_length
+from tvmlab import rates
 from tvmlab.core import InputError
 from tvmlab.experiment import Ansor, AutoTVM, Droplet, Experiment, LayoutTuning, Measure, Selective, TransferTuning
 from tvmlab.layout_step import packed_at_first
 from tvmlab.overview import pack
 from tvmlab.presets import PRESETS, estimate_time, preset, presets
+from tvmlab.rates import TRIALS_PER_S
 from tvmlab.records import RunFolder
-from tvmlab.study_length import START_S, TRIALS_PER_S
+from tvmlab.study_length import START_S
 
 
 def test_each_preset_searches_what_the_one_before_it_searches_and_more():
@@ -65,7 +66,7 @@ def test_a_file_with_symbolic_dimensions(tmp_path):
 @pytest.fixture
 def cores(monkeypatch):
     """`cores(16)` makes this a machine of so many."""
-    return lambda count: monkeypatch.setattr(study_length, "read_cpu", lambda: SimpleNamespace(cores=count))
+    return lambda count: monkeypatch.setattr(rates, "read_cpu", lambda: SimpleNamespace(cores=count))
 
 
 def test_without_past_runs_guessed_rates_say_how_long(tiny_onnx, tmp_path, cores):

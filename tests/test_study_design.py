@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from tvmlab import Ansor, AutoTVM, Droplet, LayoutTuning, Measure, Repeat, Study, Timed, TransferTuning, study_length
+from tvmlab import Ansor, AutoTVM, Droplet, LayoutTuning, Measure, Repeat, Study, Timed, TransferTuning, rates
 from tvmlab.core import InputError
 from tvmlab.study_design import plan, study_of_the_report
 from tvmlab.study_length import remaining_s
@@ -117,7 +117,7 @@ def test_an_impossible_study_is_refused(knobs, said):
 
 @pytest.mark.parametrize(("cores", "factor"), [(2, 1.0), (8, 0.5)])
 def test_its_length_follows_from_limits_and_budgets(monkeypatch, cores, factor):
-    monkeypatch.setattr(study_length, "read_cpu", lambda: SimpleNamespace(cores=cores))
+    monkeypatch.setattr(rates, "read_cpu", lambda: SimpleNamespace(cores=cores))
     tasks = {"alexnet": 10, "squeezenet": 20}
 
     def only(*steps, **knobs):

@@ -20,6 +20,7 @@ from tvmlab.experiment import LayoutTuning, Selective, TransferTuning
 from tvmlab.layout_plan import LayoutPlan
 from tvmlab.layout_step import adopt
 from tvmlab.measure.refine import refine
+from tvmlab.rates import building_cores, cores_gain
 from tvmlab.reuse import PAST, Plan
 from tvmlab.search.allocate import Allocator, fit_batch_size, fit_descent_batches, fit_template_batches
 from tvmlab.search.transfer import Transfer
@@ -30,8 +31,8 @@ from tvmlab.tasks import Task
 
 __all__ = ["run_steps"]
 
-# For each kind of step: the trials a second of which to expect no more, when only the time is limited
-# (guessed for two cores), and what fits the batches to the trials.
+# For each kind of step: the trials a second on two cores of which to expect no more, when only the time is limited,
+# and what fits the batches to the trials.
 _BATCHES = {
     "ansor": (3, fit_batch_size),
     "autotvm": (5, fit_template_batches),
@@ -219,8 +220,9 @@ def _batch_sizes(session: Session, step: Any, total: int, tasks: int) -> tuple[i
         return step.batch_size, step.batch_size
     limit_s = session.experiment.time_limit_s
     trials_per_s, fit = _BATCHES[step.kind]
-    expected = total if limit_s is None else min(total, int(limit_s * trials_per_s))
-    return fit(expected, tasks)
+    if limit_s is not None:
+        total = min(total, int(limit_s * trials_per_s * cores_gain(building_cores(session.experiment.measure))))
+    return fit(total, tasks)
 
 
 @dataclass(frozen=True)

@@ -20,12 +20,13 @@ from tvmlab.layout_step import packed_at_first
 from tvmlab.layouts import sites
 from tvmlab.models import Model, load_model, parameters_of
 from tvmlab.overview import pack
+from tvmlab.rates import TRIALS_PER_S, building_cores, guessed_rate
 from tvmlab.records import default_runs_dir
 from tvmlab.reuse import Reuse
 from tvmlab.sources import resolve
 from tvmlab.spaces.template import sizes
 from tvmlab.store import noted_frame
-from tvmlab.study_length import START_S, TRIALS_PER_S, building_cores, duration_text, guessed_rate
+from tvmlab.study_length import START_S, duration_text
 from tvmlab.targets import Target
 from tvmlab.targets import target as named_target
 

@@ -5,37 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from tvmlab.experiment import Measure
-from tvmlab.hardware import read_cpu
+from tvmlab.rates import building_cores, guessed_rate
 from tvmlab.steps import Repeat
 from tvmlab.study_design import BASELINES, Cell, Study, Timed, plan
 from tvmlab.study_folder import StudyFolder
 
-__all__ = ["START_S", "TRIALS_PER_S", "building_cores", "duration_text", "guessed_rate", "remaining_s"]
+__all__ = ["START_S", "duration_text", "remaining_s"]
 
-# Guessed for two cores; past runs, and the first finished ones of a study, correct it.
-TRIALS_PER_S = {"ansor": 3.0, "autotvm": 5.0, "layouttuning": 5.0, "droplet": 3.0, "transfertuning": 3.0,
-                "selective": 5.0}  # fmt: skip
-# Of a trial's time on two cores: in the recorded runs (data/recorded_runs) builds took 0.5 to 0.75 of it. Each has one
-# core to itself, so more cores build more at once; candidates still run one after another, and one process searches.
-_BUILDING = 2 / 3
 START_S = 7.0  # to import and lower a model; its default schedules are measured within the limit
 _LOAD_S = 12.0  # to compile and time a whole model, two at once
-
-
-def building_cores(measure: Measure) -> int:
-    """How many cores of this machine build candidates."""
-    cores = read_cpu().cores
-    return min(measure.build_workers or cores, cores)
-
-
-def guessed_rate(kind: str, cores: int) -> float:
-    """Trials a second of a kind of step where so many cores build, as guessed; at most three times that of two.
-
-    >>> [round(guessed_rate("ansor", cores), 1) for cores in (1, 2, 4, 16, 128)]
-    [1.8, 3.0, 4.5, 7.2, 8.7]
-    """
-    return TRIALS_PER_S[kind] / (1 - _BUILDING + _BUILDING * 2 / cores)
 
 
 def remaining_s(study: Study | StudyFolder, tunable_tasks: Mapping[str, int]) -> float:
