@@ -144,6 +144,25 @@ def test_random_trials_start_from_past_records_however_slow(name):
     assert near(random=True) >= max(17, near(random=False) + 4)
 
 
+@pytest.mark.parametrize("name", TUNERS)
+def test_random_starts_that_were_hard_to_find_are_made_up_for_within_a_batch(name):
+    """Nearly every point beside the past ones is invalid, so batches fall short; a later one must not be overdrawn."""
+    space = far_space()
+    past = space.measure([space.realize(index) for index in range(12)])
+
+    class Scarce(RecordedSpace):
+        def realize(self, index):
+            return super().realize(index) if index < 12 or index % 61 == 0 else None
+
+    scarce = Scarce({name: range(8) for name in "abcdef"}, lambda index: 1e-3 + index * 1e-9)
+    tuner = TUNERS[name](scarce, seed=0, earlier=past)
+    tuner.start_at_random(200, of=200)
+    for size in [8] * 6 + [2] * 12:
+        found = tuner.ask(size)
+        assert len(found) <= size
+        tuner.tell(found, scarce.measure(found))
+
+
 @pytest.fixture
 def drawn():
     """`drawn(name)`: a tuner that knows 40 fast points whose first knobs are 0, and was sent afar twice; the space."""

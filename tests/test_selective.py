@@ -262,10 +262,28 @@ def test_a_task_that_comes_out_poor_is_searched_after_all(run):
     table = frames.selective(folder).set_index("task_key")
     assert table.index[table["role"] == "searched after all"].tolist() == [slow]
     assert table.loc[slow, "searched"] > 0 and "share of the roofline" in table.loc[slow, "poor"]
-    assert table.loc[slow, "searched"] + table.loc[slow, "tried"] <= 8
+    assert table.loc[slow, "searched"] == 8 and table.loc[slow, "tried"] == 3
     assert "1 came out poor and were searched too" in folder.state.message
     never = frames.selective(run(TEMPLATES, measurer=Slow({slow}))).set_index("task_key")
     assert never.loc[slow, "role"] == "shared"
+
+
+def test_what_a_poor_task_was_lent_does_not_end_its_own_search_early(run):
+    """Three schedules that bring nothing, and a search that ends after three trials that bring nothing."""
+    slow = other_of(run(TEMPLATES)).task_key
+    step = TEMPLATES.model_copy(update={"early_stopping_threshold": 3})
+
+    measurer = FakeMeasurer()
+
+    def lent_fails(candidate):
+        tried = [key for key, _ in measurer.asked].count(slow)
+        return TrialStatus.RUN_ERROR if candidate.task_key == slow and tried <= 3 else None
+
+    measurer.fails = lent_fails
+    folder = run(step, measurer=measurer)
+    table = frames.selective(folder).set_index("task_key")
+    assert table.loc[slow, "poor"] == "no shared schedule runs" and table.loc[slow, "tried"] == 3
+    assert table.loc[slow, "role"] == "searched after all" and table.loc[slow, "searched"] >= 3
 
 
 def test_a_cluster_whose_representative_has_no_schedule_is_searched(run):
@@ -314,6 +332,20 @@ def test_a_stopped_run_goes_on_where_it_was(run, count):
 def test_the_cap_is_of_the_whole_step(run):
     folder = run(TEMPLATES.model_copy(update={"max_trials": 9, "fall_back": 1.0}))
     assert len([trial for trial in folder.trials() if trial.trial]) <= 9
+
+
+def test_of_the_cap_the_representatives_leave_the_others_their_part(run):
+    whole = frames.selective(run(TEMPLATES))
+    others = int((whole["role"] == "shared").sum())
+    assert others >= 2 and (whole["role"] != "not reached").all()
+    cap = 2 * 3 * others  # what the others try is half of it
+    folder = run(TEMPLATES.model_copy(update={"max_trials": cap, "trials_per_kernel": 500}))
+    table = frames.selective(folder)
+    assert (table.loc[table["role"] == "shared", "tried"] == 3).all() and (table["role"] == "shared").sum() == others
+    assert folder.state.trials <= cap and table["searched"].sum() <= cap // 2
+    few = run(TEMPLATES.model_copy(update={"max_trials": 2, "fall_back": 1.0}))
+    assert "poor" not in few.state.message
+    assert sorted(frames.selective(few)["role"].unique()) == ["not reached", "searched", "shared"]
 
 
 def test_a_time_limit_leaves_time_to_share(run, monkeypatch):

@@ -56,6 +56,19 @@ def test_past_of_a_target_leaves_other_devices_out(store):
         tvmlab.past(target="riscv", runs_dir=store)
 
 
+def test_a_name_that_several_tasks_have_is_none(make_run):
+    """Models count their own kernels: what is called alike need not be alike."""
+    make_run([("conv2d_relu", 500.0)], environment=ENVIRONMENT)
+    theirs = make_run([("conv2d_relu", 300.0)], environment=ENVIRONMENT, model="alexnet")
+    info = next(info for info in theirs.tasks if info.name == "conv2d_relu")
+    text = (theirs.path / "tasks.json").read_text().replace(info.key, "f" * 16)
+    (theirs.path / "tasks.json").write_text(text)
+    (theirs.path / "trials.jsonl").write_text((theirs.path / "trials.jsonl").read_text().replace(info.key, "f" * 16))
+    with pytest.raises(InputError, match=r"2 tasks are called 'conv2d_relu', .* pass a key: .*f{16} \(alexnet\)"):
+        tvmlab.past("conv2d_relu", CPU, theirs.path.parent)
+    assert tvmlab.past("f" * 16, CPU, theirs.path.parent)["latency_us"].tolist() == pytest.approx([300.0])
+
+
 def test_a_device_with_the_same_attributes_is_another_one(store, make_run):
     twin = make_run([("conv2d_relu", 50.0)], environment={"target": {**ENVIRONMENT["target"], "label": "its twin"}})
     old = make_run([("conv2d_relu", 60.0)], environment={"target": {"attrs": CPU.attrs}})  # without a label
@@ -180,6 +193,21 @@ def test_the_fastest_of_each_task_are_imported(database, tmp_path):
     for key in {trial.task_key for trial in trials}:
         fastest = sorted(t.latency_s for t in trials if t.task_key == key)[:2]
         assert sorted(t.latency_s for t in imported.trials() if t.task_key == key) == fastest
+
+
+def test_the_fastest_of_each_target_are_imported(database, tmp_path):
+    """Two CPUs in one database, one of them slower throughout: its records are its fastest all the same."""
+    path, trials = database
+    lines = [json.loads(line) for line in (path / DATABASE_FILES[1]).read_text().splitlines()]
+    slower = json.loads(json.dumps(lines))
+    for line in slower:
+        line[1][1] = [10 * seconds for seconds in line[1][1]]
+        line[1][2] = {"kind": "llvm", "mcpu": "znver1"}
+    (path / DATABASE_FILES[1]).write_text("".join(json.dumps(line) + "\n" for line in [*lines, *slower]))
+    found = tvmlab.import_records(path, most=2, runs_dir=tmp_path / "store")
+    tasks = {trial.task_key for trial in trials}
+    assert [len(list(run.trials())) for run in found] == [2 * len(tasks)] * 2
+    assert sum(run.environment["target"]["attrs"].get("mcpu") == "znver1" for run in found) == 1
 
 
 @pytest.mark.parametrize("most", [0, -1, 2.5])

@@ -109,13 +109,14 @@ def latest_records(records: Iterable[bytes]) -> list[int]:
 
 
 def fastest_records(lines: Iterable[bytes], most: int) -> list[bytes]:
-    """The fastest records of each workload; a line of the file is [workload, [trace, seconds, ...]]."""
+    """The fastest records of each workload and target; a line is [workload, [trace, seconds, target, ...]]."""
     records = list(lines)
-    ranked: dict[int, list[tuple[float, int]]] = {}
+    ranked: dict[tuple[int, bytes], list[tuple[float, int]]] = {}
     for at, line in enumerate(records):
-        workload, (_, seconds, *_) = orjson.loads(line)
+        workload, (_, seconds, *rest) = orjson.loads(line)
         if seconds:
-            ranked.setdefault(workload, []).append((median(seconds), at))
+            target = orjson.dumps(rest[0] if rest else None, option=orjson.OPT_SORT_KEYS)
+            ranked.setdefault((workload, target), []).append((median(seconds), at))
     kept = {at for found in ranked.values() for _, at in sorted(found)[:most]}
     return [line for at, line in enumerate(records) if at in kept]
 

@@ -107,6 +107,8 @@ def _search(
     tasks = list(session.tasks.values()) if only is None else only
     keys = [task.key for task in tasks]
     earlier = {key: trials for key, trials in session.trials_of(number).items() if key in keys}
+    if not isinstance(step, TransferTuning):  # what a poor task was lent is no part of its own search
+        earlier = {key: [t for t in trials if t.strategy != Transfer.name] for key, trials in earlier.items()}
     plan = _plan(session, number, step, keys) if most is None else Plan(most * len(keys), dict.fromkeys(keys, most))
     left = plan.total - sum(map(len, earlier.values()))
     sizes = _batch_sizes(session, step, plan.total, len(tasks))

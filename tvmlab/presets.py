@@ -14,7 +14,7 @@ import pandas as pd
 from tvmlab.columns import TrialReader
 from tvmlab.core import InputError, Packing, RecordError, TaskInfo
 from tvmlab.earlier import ended
-from tvmlab.experiment import Ansor, AutoTVM, Experiment, LayoutTuning, Measure, TransferTuning
+from tvmlab.experiment import Ansor, AutoTVM, Experiment, LayoutTuning, Measure, Selective, TransferTuning
 from tvmlab.layout_plan import LayoutPlan, described
 from tvmlab.layout_step import packed_at_first
 from tvmlab.layouts import sites
@@ -23,12 +23,14 @@ from tvmlab.overview import pack
 from tvmlab.rates import TRIALS_PER_S, building_cores, guessed_rate
 from tvmlab.records import default_runs_dir
 from tvmlab.reuse import Reuse
+from tvmlab.selective_step import clustered, planned, sizes_of
 from tvmlab.sources import resolve
 from tvmlab.spaces.template import sizes
 from tvmlab.store import noted_frame
 from tvmlab.study_length import START_S, duration_text
 from tvmlab.targets import Target
 from tvmlab.targets import target as named_target
+from tvmlab.tasks import Task
 
 __all__ = ["PRESETS", "TimeEstimate", "best", "estimate_time", "preset", "presets"]
 
@@ -43,7 +45,7 @@ _MAX_TRIALS = 3000
 _MAX_RANDOM = 500
 _ENOUGH = 20  # trials of a kind of step in a past run that say how fast these are
 _NEWEST = 5  # past runs that a rate is taken from
-_UNSHARED = "; selective counted as if no tasks shared schedules"
+_UNSEARCHED = "; selective without what is searched after all because shared schedules are poor"
 
 _plans: dict[tuple[str, Target, LayoutTuning], LayoutPlan] = {}
 
@@ -118,8 +120,8 @@ class TimeEstimate:
     """About how long an experiment takes, at the most: `seconds` for so many `trials`.
 
     `reused` are trials of earlier runs that it counts on. `basis` says, for each kind of step, at how many trials a
-    second, and whether past runs on this machine say so. Early stopping ends it sooner, invalid points of templates do,
-    and with Selective tasks that share schedules: which do is known when the run has compared their spaces.
+    second, and whether past runs on this machine say so. Early stopping ends it sooner, invalid points of templates do;
+    with Selective it takes longer where tasks are searched after all because shared schedules serve them poorly.
 
     `layouts` is the earlier run whose layouts it takes ("": none), `past` what it takes of each task, one row a task:
     the columns of `tvmlab.reused` but the last.
@@ -166,11 +168,13 @@ def estimate_time(experiment: Experiment, runs_dir: str | Path | None = None) ->
     reuse = Reuse.forecast(experiment, parent, target)
     trials, tasks, layouts = _asked(experiment, target, reuse, parent)
     stages = experiment.stages
-    seconds = START_S + sum(count / rates[step.kind][0] for step, count in zip(stages, trials, strict=True))
+    packings = 2 if not layouts and isinstance(stages[0], LayoutTuning) else 1  # the chosen layouts have new kernels
+    seconds = START_S + packings * len(tasks) / rates["default"][0]
+    seconds += sum(count / rates[step.kind][0] for step, count in zip(stages, trials, strict=True))
     limited = min(seconds, experiment.time_limit_s or seconds)
     kinds = dict.fromkeys(step.kind for step in stages)
     basis = ", ".join(f"{kind} {rates[kind][0]:.2g} trials/s ({rates[kind][1]})" for kind in kinds)
-    basis += _UNSHARED if "selective" in kinds else ""
+    basis += _UNSEARCHED if "selective" in kinds else ""
     past = noted_frame(reuse.noted, tasks, experiment)
     return TimeEstimate(limited, sum(trials), reuse.counted, basis, layouts, past)
 
@@ -200,11 +204,22 @@ def _asked(
     counted = [task for task in found if task.info.tunable and task.info.weight > 0]
     keys = [task.key for task in counted]
     reuse.take(keys, sizes(counted, target.to_tvm()))
-    trials = [
-        layouts if isinstance(step, LayoutTuning) else reuse.plan(number, keys).total
-        for number, step in enumerate(experiment.stages)
-    ]
+
+    def trials_of(number: int, step: Any) -> int:
+        if isinstance(step, Selective):
+            return _selected(step, counted, target)
+        return layouts if isinstance(step, LayoutTuning) else reuse.plan(number, keys).total
+
+    trials = [trials_of(number, step) for number, step in enumerate(experiment.stages)]
     return trials, [task.info for task in counted], taken
+
+
+def _selected(step: Selective, tasks: Sequence[Task], target: Target) -> int:
+    """The trials of a selective step, at the most, but for tasks that are searched after all."""
+    device = target.to_tvm()
+    _, depends = clustered(tasks, device, templates=step.engine == "autotvm", least=step.similarity)
+    on = {task.key: tasks[representative].key for task, representative in zip(tasks, depends, strict=True)}
+    return planned(step, on, sizes_of(step, tasks, device))
 
 
 def _layout_plan(model: Model, target: Target, step: LayoutTuning) -> LayoutPlan:
@@ -239,12 +254,17 @@ def _rates(experiment: Experiment, target: Target, runs_dir: Path) -> Mapping[st
 
 
 def _spent(run: Any) -> Sequence[tuple[str, int, float]]:
-    """The kind of each stage of a run, its trials and the seconds that they took, those of a fork's origin left out."""
+    """The kind of each stage of a run, its trials and the seconds that they took, those of a fork's origin left out.
+
+    First what is measured before any stage, of kind "default".
+    """
     reader = TrialReader(["step", "trial", "elapsed_s"])
     reader.read(run)
     rows = reader.frame()
     rows = rows[rows["trial"] > run.read_json("fork.json", missing={"trials": -1})["trials"]]
-    spent, began = [], rows.loc[rows["trial"] == 0, "elapsed_s"].max()
+    before = rows.loc[(rows["trial"] == 0) & (rows["trial"].cummax() == 0), "elapsed_s"]
+    spent = [("default", len(before), float(before.max() - before.min()))] if len(before) else []
+    began = rows.loc[rows["trial"] == 0, "elapsed_s"].max()
     for number, step in enumerate(run.experiment.stages):
         mine = rows[(rows["step"] == number) & (rows["trial"] > 0)]
         if len(mine):

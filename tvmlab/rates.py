@@ -7,9 +7,10 @@ from tvmlab.hardware import read_cpu
 
 __all__ = ["TRIALS_PER_S", "building_cores", "cores_gain", "guessed_rate"]
 
-# Guessed for two cores; past runs, and the first finished ones of a study, correct it.
+# Guessed for two cores; past runs, and the first finished ones of a study, correct it. "default" are the unscheduled
+# kernels before any step.
 TRIALS_PER_S = {"ansor": 3.0, "autotvm": 5.0, "layouttuning": 5.0, "droplet": 3.0, "transfertuning": 3.0,
-                "selective": 5.0}  # fmt: skip
+                "selective": 5.0, "default": 5.0}  # fmt: skip
 # Of a trial's time on two cores: in the recorded runs (data/recorded_runs) builds took 0.5 to 0.75 of it. Each has one
 # core to itself, so more cores build more at once; candidates still run one after another, and one process searches.
 _BUILDING = 2 / 3

@@ -2,10 +2,11 @@
 
 `tvmlab.frames.selective(runs)` has a row a task and Selective step. Its columns: run, model, step, task, task_key,
 kernel_class, weight; depend (the representative of its cluster: itself if it is one), cluster (its size), rate (its
-similarity to the representative); role ("searched", "shared", or "searched after all"), poor (why, if so); tried and
-refused (of the representative's schedules: how many were measured, and how many do not fit), searched (trials of the
-task's own search); shared_us (the fastest shared schedule), best_us (of the run), roofline_share and depend_share (what
-the fastest schedules reach of the roofline, the task's and its representative's; NaN: not measured).
+similarity to the representative); role ("searched", "shared", "searched after all", or "not reached" if trials or time
+ended before its turn), poor (why shared schedules are, if so); tried and refused (of the representative's schedules:
+how many were measured, and how many do not fit), searched (trials of the task's own search); shared_us (the fastest
+shared schedule), best_us (of the run), roofline_share and depend_share (what the fastest schedules reach of the
+roofline, the task's and its representative's; NaN: not measured).
 """
 
 from __future__ import annotations
@@ -92,7 +93,7 @@ def selective_rows(folder: RunFolder) -> Iterator[dict[str, Any]]:
                 "depend": infos[on].name,
                 "cluster": sizes[on],
                 "rate": step["rates"][place[key]][place[on]],
-                "role": "searched" if key == on else "searched after all" if key in poor else "shared",
+                "role": _role(key == on, searched[key], tried[key] + refused[key]),
                 "poor": poor.get(key, ""),
                 "tried": tried[key],
                 "refused": refused[key],
@@ -102,6 +103,15 @@ def selective_rows(folder: RunFolder) -> Iterator[dict[str, Any]]:
                 "roofline_share": _share(info, limit, best.get(key, nan)),
                 "depend_share": _share(infos[on], limit, best.get(on, nan)),
             }
+
+
+def _role(is_representative: bool, searched: int, shared: int) -> str:
+    """What became of a task that has so many trials of its own, and so many schedules that were tried or refused."""
+    if is_representative:
+        return "searched"
+    if searched:
+        return "searched after all"
+    return "shared" if shared else "not reached"
 
 
 def _steps(folder: RunFolder) -> Mapping[str, dict[str, Any]]:

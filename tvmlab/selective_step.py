@@ -9,12 +9,13 @@ outcome. All is decided once: a resumed run keeps to it.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
 from typing import Any
 
+from tvmlab import budget
 from tvmlab.core import Candidate, Strategy, TaskInfo, Trial
 from tvmlab.experiment import Ansor, AutoTVM, Selective, TransferTuning
 from tvmlab.records import RunFolder
@@ -24,11 +25,12 @@ from tvmlab.session import Session
 from tvmlab.sources import SELECTIVE_FILE, Origin
 from tvmlab.spaces.overlap import outline, rates
 from tvmlab.spaces.sketch import SketchSpace
+from tvmlab.spaces.template import sizes
 from tvmlab.strategies import warm_records
 from tvmlab.tasks import Task
 from tvmlab.transfer_step import Spaces, carried
 
-__all__ = ["Selection", "clustered", "said_of", "search_of"]
+__all__ = ["Selection", "clustered", "planned", "said_of", "search_of"]
 
 _NEAREST = 8  # records whose latency is nearest to a trial's, among which its trace is looked for
 _WORTH = 0.01  # of the model estimate: what a task must be able to save to be searched after all
@@ -63,6 +65,30 @@ def clustered(tasks: Sequence[Task], target: Any, *, templates: bool, least: flo
     return found, depends
 
 
+def sizes_of(step: Selective, tasks: Sequence[Task], target: Any) -> dict[str, int]:
+    """How many points the template spaces have in which a step searches these tasks, by key; none for sketches."""
+    return sizes(tasks, target) if step.engine == "autotvm" else {}
+
+
+def planned(
+    step: Selective,
+    depends: Mapping[str, str],
+    sizes: Mapping[str, int],
+    poor: Collection[str] = (),
+    *,
+    capped: bool = True,
+) -> int:
+    """The trials of a step, at the most: of each representative its search, of each other task what is shared with it.
+
+    `depends` has each task's representative, both by their keys; `sizes` the points of the tasks' template spaces, as
+    far as there are some: no search takes more. `poor` tasks are searched besides.
+    """
+    limits = {key: min(step.trials_per_kernel, sizes.get(key, budget.MOST)) for key in depends}
+    searched = sum(limits[key] for key, on in depends.items() if key == on or key in poor)
+    shared = sum(step.shared(limits[on]) for key, on in depends.items() if key != on)
+    return budget.capped(searched + shared, step.max_trials if capped else None)
+
+
 def _cost_of(info: TaskInfo) -> float:
     """What a task may cost its model, to choose between equals: its work, without having measured it."""
     return info.weight * (info.flops or info.bytes_moved)
@@ -86,9 +112,10 @@ class Selection:
         self._rows = {(row["task_key"], row["source_trial"]): row for row in known["shared"]}
         self.representatives = [self._for_its_cluster(task) for task in self._tasks(lambda key, on: key == on)]
         self.others = self._tasks(lambda key, on: key != on)
+        self._sizes = sizes_of(step, list(session.tasks.values()), self._target)
         self._origins: Callable[[str], list[Origin]] = cache(self._fastest)
         self._traces: Callable[[str, str], Any] = cache(self._trace)
-        self._plan(len(self.representatives) * step.trials_per_kernel)
+        self._plan(())
 
     def _decide(self, tasks: Sequence[Task]) -> dict[str, Any]:
         templates = self._step.engine == "autotvm"
@@ -114,18 +141,22 @@ class Selection:
         weight = round(sum(map(_cost_of, members)) / share) if share else task.info.weight
         return replace(task, info=replace(task.info, weight=weight))
 
-    def _plan(self, searched: int) -> None:
+    def _plan(self, poor: Collection[str]) -> None:
         """Tell the session how many trials the step takes, as far as it is known."""
-        shared = self._step.top if isinstance(self._step.top, int) else self._step.shared(self._step.trials_per_kernel)
-        expected = searched + shared * len(self.others)
-        self._session.planned[self._number] = min(expected, self._step.max_trials or expected)
+        self._session.planned[self._number] = planned(self._step, self._depends, self._sizes, poor)
+
+    def _to_share(self) -> int:
+        """How many trials it takes to try the schedules of the representatives on the others."""
+        alone = {key: on for key, on in self._depends.items() if key == on}
+        everything, searched = (planned(self._step, each, self._sizes, capped=False) for each in (self._depends, alone))
+        return everything - searched
 
     @contextmanager
     def leaving_time(self) -> Iterator[None]:
         """Within it the session is over early enough for the others to try their schedules before the time limit."""
         session, limit_s = self._session, self._session.experiment.time_limit_s
         if limit_s is not None:
-            wanted = self._step.shared(self._step.trials_per_kernel) * len(self.others) / _SHARED_PER_S
+            wanted = self._to_share() / _SHARED_PER_S
             begun_s = self._noted.setdefault("begun_s", session.elapsed_s)  # of the first session that comes here
             self._write()
             session.limit_s = limit_s - min(wanted, _SHARING * max(limit_s - begun_s, 0.0))
@@ -135,27 +166,40 @@ class Selection:
             session.limit_s = limit_s
 
     def search(self, tasks: Sequence[Task]) -> Ansor | AutoTVM | None:
-        """The options by which some tasks are searched; None if the other tasks of the step used up its cap."""
+        """The options by which some tasks are searched; None if the step's cap is used up.
+
+        Of the cap the representatives leave the others what these try, half of it at most.
+        """
         search, left = search_of(self._step), self._left(tasks)
-        if left is None:
+        if left is None or self._step.max_trials is None:
             return search
+        if tasks is self.representatives:
+            left = min(left, self._step.max_trials - min(self._to_share(), self._step.max_trials // 2))
         return search.model_copy(update={"max_trials": left}) if left > 0 else None
 
     def sharing(self) -> TransferTuning | None:
         """The options by which shared schedules are tried; None if there is nothing to try, or no trial left."""
         most = max((len(self._origins(on)) for on in {self._depends[task.key] for task in self.others}), default=0)
-        left = self._left(self.others)
+        left = self._left(self.others, shared=True)
         if not most or (left is not None and left <= 0):
             return None
         return TransferTuning(trials_per_kernel=most, max_trials=left, batch_size=self._step.batch_size)
 
-    def _left(self, tasks: Sequence[Task]) -> int | None:
-        """What the step's cap leaves to some tasks; None without a cap."""
+    def _left(self, tasks: Sequence[Task], *, shared: bool = False) -> int | None:
+        """What the step's cap leaves to the own search of some tasks, or to `shared` schedules; None without a cap.
+
+        What that search, or these, took before the run was resumed is not taken off: the loop does that.
+        """
         if self._step.max_trials is None:
             return None
         mine = {task.key for task in tasks}
-        spent = self._session.trials_of(self._number)
-        return self._step.max_trials - sum(len(trials) for key, trials in spent.items() if key not in mine)
+        spent = self._session.trials_of(self._number).items()
+        elsewhere = sum(
+            key not in mine or (trial.strategy == Transfer.name and not shared)
+            for key, found in spent
+            for trial in found
+        )
+        return self._step.max_trials - elsewhere
 
     def shared(self, task: Task) -> Strategy:
         """The schedules of a task's representative, the fastest first, adapted as in transfer-tuning."""
@@ -217,9 +261,8 @@ class Selection:
             found = {task.key: self._why_poor(task) for task in self.others}
             self._noted["poor"] = {key: why for key, why in found.items() if why}
             self._write()
-        tasks = [task for task in self.others if task.key in self._noted["poor"]]
-        self._plan((len(self.representatives) + len(tasks)) * self._step.trials_per_kernel)
-        return tasks
+        self._plan(self._noted["poor"])
+        return [task for task in self.others if task.key in self._noted["poor"]]
 
     def _why_poor(self, task: Task) -> str:
         """Why a task is to be searched itself; an empty string if it is not."""
@@ -229,7 +272,8 @@ class Selection:
             return "its representative has no valid schedule"
         best_s = self._session.trial_latency(task.key)
         if best_s is None:
-            return "no shared schedule runs"
+            was_tried = any(key == task.key for key, _ in self._rows)  # else the cap was used up before its turn
+            return "no shared schedule runs" if was_tried else ""
         share = self._rate(task.info, best_s) / reachable
         known = self._session.known_latencies_s([task.key])[task.key] or best_s
         saving = task.info.weight * max(known - best_s * share, 0.0)
@@ -257,11 +301,18 @@ class Selection:
 def said_of(folder: RunFolder) -> str:
     """What a run's last message should say of its Selective steps."""
     said = []
-    for step in folder.read_json(SELECTIVE_FILE, missing={"steps": {}})["steps"].values():
+    for number, step in folder.read_json(SELECTIVE_FILE, missing={"steps": {}})["steps"].items():
         counts = Counter(key == on for key, on in step["depends"].items())
         text = f"searched {counts[True]} representatives of {len(step['tasks'])} tasks"
         if step["poor"]:
-            text += f"; of the others {len(step['poor'])} came out poor and were searched too"
+            own = (t for t in folder.trials() if t.trial and t.step == int(number) and t.strategy != Transfer.name)
+            searched = len({trial.task_key for trial in own} & step["poor"].keys())
+            too = (
+                "and were searched too"
+                if searched == len(step["poor"])
+                else f"and {searched} of these were searched too"
+            )
+            text += f"; of the others {len(step['poor'])} came out poor {too}"
         said.append(text)
     return "; ".join(said)
 

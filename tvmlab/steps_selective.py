@@ -93,8 +93,9 @@ class Selective(Options):
         return math.ceil(round(float(self.top[:-1]) / 100 * trials, 9))
 
     def total_trials(self, tunable_tasks: int) -> int:
-        """The most trials that the step may take for a model with so many tunable tasks: no two alike."""
-        return budget.capped(self.trials_per_kernel * tunable_tasks, self.max_trials)
+        """The most trials of the step for a model with so many tunable tasks: one serves all others poorly."""
+        lent = self.shared(self.trials_per_kernel) * max(tunable_tasks - 1, 0)
+        return budget.capped(self.trials_per_kernel * tunable_tasks + lent, self.max_trials)
 
     @property
     def task_trials(self) -> int | None:

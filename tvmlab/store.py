@@ -34,8 +34,8 @@ def past(
     origin's alone.
 
     Columns: run, model, target (label), task, task_key, kernel_class, strategy, trial, status, latency_us (NaN:
-    failed), key (of the program), when. Raises InputError for a task without records or an unknown target, RecordError
-    for a damaged run.
+    failed), key (of the program), when. Raises InputError for a task without records, for a name that several tasks
+    have (each model counts its own), or an unknown target, RecordError for a damaged run.
     """
     wanted = named_target(target) if isinstance(target, str) else target
     runs = readable(Path(runs_dir) if runs_dir is not None else default_runs_dir())
@@ -47,6 +47,12 @@ def past(
     if chosen.empty:
         known = ", ".join(found["task"].dropna().unique()) or "none at all"
         raise InputError(f"there are no records of task {name!r}", remedy=f"there are of {known}")
+    if chosen["task_key"].nunique() > 1:
+        each = chosen.drop_duplicates("task_key")
+        kinds = [f"{key} ({model})" for key, model in zip(each["task_key"], each["model"], strict=True)]
+        raise InputError(
+            f"{len(kinds)} tasks are called {name!r}, each another kernel", remedy=f"pass a key: {', '.join(kinds)}"
+        )
     return chosen.reset_index(drop=True)
 
 

@@ -58,7 +58,7 @@ class Tuner:
         found = self._take(self._starts, count)
         if found:
             return found
-        due = self._due(count)
+        due = min(self._due(count), count)  # more are due where an earlier batch found too few
         found = self._take(self._near_past(due), due)
         self._restarted += len(found)
         self._drawn += [candidate.decisions[0] for candidate in found]

@@ -1,7 +1,8 @@
 """How much two tasks' tuning spaces overlap: the similarity rate of selective tuning (TVM issue 4188).
 
-The RFC takes the share of points that two spaces have in common. Taken literally that is useless: a point is a tuple of
-a dozen decisions, the outermost part of each tile names the loop's own extent, and so nearly all pairs share nothing.
+The RFC takes the share of points that two spaces have in common. Taken literally that is useless for generated
+sketches: a point is a tuple of a dozen decisions, the outermost part of each tile names the loop's own extent, and so
+nearly all pairs share nothing.
 Here, knob by knob:
 
 - The outermost part of a tile is left out, as AutoTVM's spaces leave it to be inferred: [7, 4, 2] and [14, 4, 2] are
