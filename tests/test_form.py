@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 
 import tvmlab
+from tvmlab import run as running
 from tvmlab.core import InputError, TrialStatus
 from tvmlab.experiment import (
     Ansor,
@@ -125,6 +126,24 @@ def test_no_preset_for_a_model_that_is_not_there(form):
         form.fill("fast")
     with pytest.raises(InputError, match="no preset 'slow'"):
         form.fill("slow")
+
+
+def test_a_preset_waits_for_a_model_that_is_being_typed(form):
+    form.preset.value = "fast"
+    for typed in ("", "n", "no.onnx"):
+        form.own.knobs["model"].control.value = typed
+        assert form.preset.value == AS_BELOW and "<b>" not in form._about.value and form._about.value
+    form.own.knobs["model"].control.value = "squeezenet"
+    assert form.preset.value == "fast" and form.experiment == tvmlab.preset("fast", "squeezenet", "cpu")
+
+
+def test_a_preset_does_not_wait_for_who_changed_a_step(form):
+    form.preset.value = "fast"
+    form.own.knobs["model"].control.value = "alexnit"
+    knobs(form, 1)["kernel_trials"].control.value = "7"
+    steps = form.steps.options()
+    form.own.knobs["model"].control.value = "squeezenet"
+    assert form.preset.value == AS_BELOW and form.steps.options() == steps
 
 
 def test_as_below_keeps_what_was_filled(form):
@@ -314,6 +333,19 @@ def test_a_preset_that_is_chosen_is_estimated_without_a_click(asked, form):
     form.monitor.status = "running"
     form.preset.value = "default"
     assert len(calls) == 2
+
+
+def test_a_start_waits_for_the_estimate_under_way_and_drops_the_next(asked, form, monkeypatch):
+    calls, go = asked
+    go.clear()
+    order = []
+    monkeypatch.setattr(running, "tune", lambda *_, **__: order.append(len(calls)))
+    monkeypatch.setattr(form.monitor, "follow", lambda run: None)
+    form.preset.value = "fast"
+    form.preset.value = "max"  # waits for the first
+    threading.Timer(0.2, go.set).start()
+    form.start()
+    assert order == [1] and len(calls) == 1 and "25 min" in form.forecast.text.value
 
 
 def test_settings_that_changed_meanwhile_make_the_estimate_one_of_others(asked, form):

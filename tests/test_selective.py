@@ -377,8 +377,9 @@ def test_the_matrix_of_a_run_is_that_of_its_model(run, model, cpu):
 
 
 def test_similarity_refuses_what_is_out_of_range(model, cpu):
-    with pytest.raises(InputError, match=r"similarity=0.0"):
-        tvmlab.similarity(model, cpu, least=0)
+    for least in (0, "x", 1.5):
+        with pytest.raises(InputError, match=rf"similarity='?{least}.*similarity should be"):
+            tvmlab.similarity(model, cpu, least=least)
     with pytest.raises(InputError, match="engine='autotwm'"):
         tvmlab.similarity(model, cpu, engine="autotwm")
 

@@ -10,7 +10,7 @@ import pytest
 
 from tvmlab.core import Candidate, InputError, RecordError
 from tvmlab.descent import of_trials
-from tvmlab.experiment import AutoTVM
+from tvmlab.experiment import Ansor, AutoTVM
 from tvmlab.gains import early_stops, of_replay
 from tvmlab.simulation import descend, recorded_space, recorded_spaces, simulate, simulate_steps
 from tvmlab.strategies import TUNERS
@@ -219,6 +219,12 @@ def test_what_an_earlier_search_measured_counts_and_its_best_is_measured_again(p
     assert enough["strategy"].tolist() == ["past"]
     afresh = steps(path, first, kernel_trials=5, reuse=False)
     assert len(afresh) == 5 and "past" not in set(afresh["strategy"])
+
+
+@pytest.mark.parametrize("arms", [{}, {"a": Ansor()}, {"a": AutoTVM(warm_start=["a run"])}])
+def test_what_cannot_be_replayed_is_refused(space, arms):
+    with pytest.raises(InputError, match=r"arms .* cannot be replayed: pass a name and an AutoTVM step each"):
+        simulate_steps(space, arms)
 
 
 def test_exploration_is_at_least_so_many_new_trials_of_which_some_start_at_random(space):

@@ -143,6 +143,13 @@ def test_delete_removes_what_is_named_and_never_a_running_run(store):
     assert (store / "notes").is_dir()
 
 
+def test_a_run_itself_is_deleted(store):
+    first, second, third = sorted(store.iterdir())
+    assert tvmlab.delete_runs(RunFolder(first)) == [first.name]
+    assert tvmlab.delete_runs([tvmlab.Run(RunFolder(second)), third.name], store) == [second.name, third.name]
+    assert not list(store.iterdir())
+
+
 # Imported databases
 
 

@@ -38,7 +38,7 @@ def similarity(
 
     Raises InputError for an unknown model, target or engine, or a similarity that is not above 0 and up to 1.
     """
-    Selective(engine=engine, similarity=float(least))  # the same limits, the same messages
+    least = Selective(engine=engine, similarity=least).similarity  # the same limits, the same messages
     model = load_model(model) if isinstance(model, str) else model
     target = named_target(target) if isinstance(target, str) else target
     packed = engine == "autotvm" and target.kind == "llvm"

@@ -184,7 +184,8 @@ def simulate_steps(
     that seed, which must be of one arm. A step that is left nothing to do has no rows.
 
     Columns: arm, strategy ("past": the best earlier schedule, measured again), and those of `simulate` but the tuner.
-    Raises InputError for an unknown space, or `past` of several arms.
+    Raises InputError for an unknown space, arms that are no AutoTVM steps, or begin with other runs (`warm_start`),
+    and `past` of several arms.
 
     >>> few = simulate_steps("conv3x3_64x28", {"first": AutoTVM(kernel_trials=40)})
     >>> more = simulate_steps("conv3x3_64x28", {"second": AutoTVM(kernel_trials=60)}, past=few)
@@ -192,6 +193,11 @@ def simulate_steps(
     (40, 21, 'past')
     """
     replay = recorded_space(space)
+    if not arms or any(not isinstance(step, AutoTVM) or step.warm_start for step in arms.values()):
+        raise InputError(
+            f"arms {dict(arms)} cannot be replayed",
+            remedy="pass a name and an AutoTVM step each; earlier records are passed as `past`, not as warm_start",
+        )
     if past is not None and past["arm"].nunique() > 1:
         raise InputError("the past is of several arms", remedy="pass the rows of one")
     numbers = [seeds] if isinstance(seeds, int) else list(seeds)

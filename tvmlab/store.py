@@ -89,13 +89,13 @@ def noted_frame(noted: Mapping[str, Any], tasks: Iterable[TaskInfo], experiment:
     return frame
 
 
-def delete_runs(runs: str | Path | Sequence[str | Path], runs_dir: str | Path | None = None) -> list[str]:
-    """Delete runs, by id or folder, and all that is in their folders; returns their ids, each once.
+def delete_runs(runs: Any, runs_dir: str | Path | None = None) -> list[str]:
+    """Delete runs, by id, folder or as `Run`, one or a list, with all that is in them; returns their ids, each once.
 
     Raises RecordError for what is no run, RunError for one that is still running; then none is deleted.
     """
-    names = [runs] if isinstance(runs, str | Path) else runs
-    opened = [RunFolder.open(run, runs_dir) for run in names]
+    names: Sequence[Any] = runs if isinstance(runs, Sequence) and not isinstance(runs, str) else [runs]
+    opened = [RunFolder.open(getattr(run, "folder", run), runs_dir) for run in names]
     found = list({run.path.resolve(): run for run in opened}.values())
     for run in found:
         if run.status == "running":

@@ -70,6 +70,12 @@ class Forecast(widgets.VBox):
         self._thread = threading.Thread(target=self._work, args=(experiment,), name="tvmlab-estimate", daemon=True)
         self._thread.start()
 
+    def settle(self) -> None:
+        """Until the estimate under way is shown; what was to be estimated after it is not."""
+        with self._lock:
+            self._next = None
+        self.wait()
+
     def wait(self) -> None:
         """Until the estimate under way is shown."""
         if self._thread is not None:

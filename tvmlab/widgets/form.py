@@ -8,6 +8,8 @@ The form holds display state only: `experiment` is what its controls say, `start
 from __future__ import annotations
 
 import html
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import ipywidgets as widgets
@@ -53,14 +55,15 @@ class Form(widgets.VBox):
         experiment = experiment or Experiment(model=next(iter(zoo)))
         self.runs_dir = runs_dir
         self._filled: Experiment | None = None  # the preset that the steps and the measuring were filled from
+        self._wanted = AS_BELOW  # a preset that waits for a model or a target that is accepted
         self._filling = True
         self.start_button = action_button("Start", "play", "Tune this experiment", "success")
-        self.own = Group(experiment, self._refresh)
+        self.own = Group(experiment, self._moved)
         self.own.replace(Choice(experiment, "model", zoo, ("an .onnx file ...", "path/to/model.onnx")))
         self.own.replace(Choice(experiment, "target", attached, ("another target ...", "its name")))
         self.preset = _preset_control()
-        self.steps = Steps(experiment.steps, self._refresh)
-        self.measure = Group(experiment.measure, self._refresh)
+        self.steps = Steps(experiment.steps, self._edited)
+        self.measure = Group(experiment.measure, self._edited)
         self.forecast = Forecast(lambda: self.experiment, runs_dir)
         self.problem = widgets.HTML()
         self._about = widgets.HTML()
@@ -88,13 +91,11 @@ class Form(widgets.VBox):
         Raises what `tvmlab.preset` raises; then nothing is filled.
         """
         found = preset(name, self.own.knobs["model"].value, self.own.knobs["target"].value)
-        self._filling, self._filled = True, found
-        try:
+        self._filled, self._wanted = found, AS_BELOW
+        with self._without_observers():
             self.steps.show(found.steps)
             self.measure.fill(found.measure)
             self.preset.value = name
-        finally:
-            self._filling = False
         self._refresh()
 
     def estimate(self) -> TimeEstimate:
@@ -102,7 +103,11 @@ class Form(widgets.VBox):
         return self.forecast.estimate()
 
     def start(self) -> Run:
-        """Tune what the controls say and follow the run. Raises what `tvmlab.tune` raises."""
+        """Tune what the controls say and follow the run. Raises what `tvmlab.tune` raises.
+
+        An estimate under way ends first: it would take a core from what is measured.
+        """
+        self.forecast.settle()
         run = running.tune(self.experiment, runs_dir=self.runs_dir)
         self.monitor.follow(run)
         return run
@@ -145,9 +150,9 @@ class Form(widgets.VBox):
         return widgets.Accordion([self.measure, self._code], titles=titles, layout={"max_width": _WIDTH})
 
     def _observe(self) -> None:
-        self.preset.observe(lambda _: self._choose(), "value")
+        self.preset.observe(lambda _: self._choose(self.preset.value), "value")
         for name in ("model", "target"):
-            self.own.knobs[name].observe(self._choose)
+            self.own.knobs[name].observe(lambda: self._choose(self.preset.value or self._wanted))
         self.start_button.on_click(
             lambda button: self.monitor.guard(button, self._press_start, "Checking the model and the target.")
         )
@@ -160,19 +165,45 @@ class Form(widgets.VBox):
         finally:
             self._refresh()
 
-    def _choose(self) -> None:
-        """A preset was chosen, or another model or target while one was."""
-        if self._filling or self.preset.value == AS_BELOW:
+    def _choose(self, name: str) -> None:
+        """A preset was chosen, or another model or target while one was, or while one waits for these."""
+        if self._filling:
+            return
+        self._wanted = AS_BELOW
+        if name == AS_BELOW:
             self._refresh()
             return
         try:
-            self.fill(self.preset.value)
+            self.fill(name)
         except TvmlabError as error:  # the model is a path that is still being typed, say
-            self.preset.value = AS_BELOW
-            self._about.value = error_html(str(error))
+            with self._without_observers():
+                self.preset.value = AS_BELOW
+            self._refresh()
+            self._wanted, self._about.value = name, error_html(str(error))
             return
         if self.monitor.status != "running":  # it would take a core from what is measured
             self.forecast.begin()
+
+    def _moved(self) -> None:
+        """The model, the target or another knob of the experiment changed: a preset that is lost by it is to wait."""
+        waiting = self.preset.value or self._wanted
+        self._refresh()
+        self._wanted = waiting if self.preset.value == AS_BELOW else AS_BELOW
+
+    def _edited(self) -> None:
+        """A step or the measuring was changed by hand: no preset is to replace that later."""
+        if not self._filling:
+            self._wanted = AS_BELOW
+        self._refresh()
+
+    @contextmanager
+    def _without_observers(self) -> Iterator[None]:
+        """Within it what the controls show is changed, and nothing follows from that."""
+        self._filling = True
+        try:
+            yield
+        finally:
+            self._filling = False
 
     def _refresh(self) -> None:
         """Show what the controls say together: the code, or what is wrong; which buttons may be pressed."""
