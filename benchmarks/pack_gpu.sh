@@ -40,3 +40,10 @@ if [ -n "${CHECK_PYTHON:-}" ]; then
   PYTHONPATH="$check/env:$PWD" "$CHECK_PYTHON" -c 'import tvm, xgboost, tornado, tvmlab
 print(tvm.__version__, xgboost.__version__, tvmlab.preset("fast", "squeezenet", "cpu").steps)'
 fi
+
+# What travels with a call to a lent machine (benchmarks/README.md).
+tree=$(git ls-files -z | xargs -0 cat | wc -c)
+packed=$(cat "$OUT"/env.pyz* | wc -c)
+awk -v tree="$tree" -v packed="$packed" 'BEGIN { left = 64 - (tree + packed) / 1048576
+  printf "%.1f MiB packed, %.1f MiB of tracked files: %.1f of 64 MiB are left\n", packed / 1048576, tree / 1048576, left
+  exit left < 0 }'

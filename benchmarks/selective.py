@@ -1,6 +1,6 @@
 """Selective tuning beside full tuning: performance of the whole model, and search time, over the models of the RFC.
 
-    python benchmarks/selective.py [--model NAME ...] [--seeds 3] [--engine autotvm] [--trials 48] [--top 3] [--quick]
+    python benchmarks/selective.py [--model NAME ...] [--seeds 3] [--engine autotvm] [--trials 128] [--top 1] [--quick]
 
 For each model and seed every task is searched (AutoTVM or Ansor), then in a run of its own the same is done by
 Selective, with the same trials for each task that it searches. Performance is the end-to-end latency after full tuning
@@ -116,9 +116,9 @@ def main() -> None:
     parser.add_argument("--model", action="append", help="repeat for several (default: the RFC's seven)")
     parser.add_argument("--seeds", type=int, default=3, help="seeds 0, 1, ...")
     parser.add_argument("--engine", choices=["autotvm", "ansor"], default="autotvm")
-    parser.add_argument("--trials", type=int, default=48, help="of a task that is searched")
+    parser.add_argument("--trials", type=int, default=128, help="of a task that is searched")
     parser.add_argument("--early-stopping", type=int, help="default: half of the trials")
-    parser.add_argument("--top", default="3", help="schedules that are shared, or a share such as 5%%")
+    parser.add_argument("--top", default="1", help="schedules that are shared, or a share such as 5%%")
     parser.add_argument("--similarity", type=float, default=Selective().similarity)
     parser.add_argument("--fall-back", type=float, default=Selective().fall_back)
     parser.add_argument("--time-limit", type=float, metavar="S", help="of each search (default: none)")
@@ -128,7 +128,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="squeezenet, 4 trials a task, few turns")
     asked = parser.parse_args()
     if asked.quick:
-        asked.model, asked.seeds, asked.trials, asked.top, asked.repeats = ["squeezenet"], 1, 4, "2", 3
+        asked.model, asked.seeds, asked.trials, asked.top, asked.repeats = ["squeezenet"], 1, 4, "1", 3
     asked.runs_dir = asked.runs_dir or Path(tempfile.mkdtemp(prefix="selective-"))
     rows = []
     for seed in range(asked.seeds):

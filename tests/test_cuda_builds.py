@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from net import Net
 from stub_driver import has_nvrtc
 
 from tvmlab import cuda
-from tvmlab.compat import idle_passes
+from tvmlab.compat import idle_passes, load_meta_schedule
 from tvmlab.cuda import cuda_compiler
 from tvmlab.measure.builder import BuilderPool
 from tvmlab.models import load_model
@@ -96,13 +97,59 @@ def test_every_task_of_a_model_is_served_and_a_sample_builds(model, arch, monkey
 @pytest.mark.skipif(cuda_compiler() is None, reason="needs nvcc or NVRTC")
 @pytest.mark.parametrize("model", EVERY)
 def test_every_task_of_a_model_builds(model, monkeypatch):
-    """Each for one of two architectures, by the faster compiler."""
-    devices = [target("sm_90a"), target("sm_80")]
-    for number, task in enumerate(tunable(model)):
-        device = devices[number % 2]
+    """For both architectures, by the faster compiler."""
+    for device, task in itertools.product([target("sm_90a"), target("sm_80")], tunable(model)):
         for candidate in filter(None, candidates(task, device)):
             source = source_of(candidate, device.to_tvm())
             assert len(next(machine_codes(source, device, monkeypatch))) > 1000, task.info.name
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.skipif(cuda_compiler() is None, reason="needs nvcc or NVRTC")
+@pytest.mark.parametrize("model", EVERY)
+def test_every_default_kernel_of_a_model_builds(model, monkeypatch):
+    """TVM's default schedule is what every candidate is checked against, and what an untuned task runs."""
+    from tvm.s_tir import Schedule
+
+    meta_schedule, device = load_meta_schedule("cuda"), target("sm_90a")
+    verify = meta_schedule.postproc.VerifyGPUCode()
+    generator = meta_schedule.space_generator.ScheduleFn(
+        lambda schedule: None, sch_rules=[], postprocs=[verify], mutator_probs={}
+    )
+    for task in extract(load_model(model), device):
+        with device.to_tvm():
+            scheduled = default_gpu_schedule(task.module)
+        context = meta_schedule.TuneContext(
+            mod=task.module, target=device.to_tvm(), space_generator=generator, num_threads=1
+        )
+        assert context.space_generator.postprocs[0].apply(Schedule(scheduled)), task.info.name
+        source = source_of(SimpleNamespace(payload=SimpleNamespace(mod=scheduled)), device.to_tvm())
+        assert len(next(machine_codes(source, device, monkeypatch))) > 1000, task.info.name
+
+
+WHOLE = """
+from tvmlab.models import load_model
+from tvmlab.nvrtc import compile_kernels
+from tvmlab.targets import target
+from tvmlab.tasks import compile_model, lower
+compile_kernels()
+device = target("sm_90a")
+lowered, _ = lower(load_model(model), device)
+built = compile_model(lowered, device)
+assert "cuda_graph.run_or_capture" in built.as_text()
+built.export_library(f"{folder}/model.so")
+"""
+
+
+@stub_driver.needed
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("model", EVERY)
+def test_a_whole_model_is_compiled_to_one_program(model, tmp_path):
+    """All of its kernels through NVRTC at once, as a comparison loads it."""
+    stub_driver.output_of(f"model, folder = {model!r}, {str(tmp_path)!r}\n{WHOLE}", tmp_path)
+    assert cubins(tmp_path / "model.so") == 1
 
 
 @pytest.mark.slow

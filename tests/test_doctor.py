@@ -206,6 +206,7 @@ def nvcc(monkeypatch):
     """A compiler for sm_75 to sm_90."""
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setattr(cuda, "cuda_compiler", lambda: "nvcc")
+    monkeypatch.setattr(cuda, "load_runtime", lambda: True)
     monkeypatch.setattr(cuda, "compiled_archs", lambda mode: frozenset({"sm_75", "sm_80", "sm_90"}))
 
 
@@ -231,6 +232,33 @@ def test_a_healthy_gpu_is_not_complained_of(monkeypatch, tmp_path, quick, nvcc):
     assert [check.status for check in found if check.name == "GPU"] == ["ok", "ok"]
     silent = FakeNvml(H200, processes=None)  # NVML may refuse to list processes
     assert cuda.nvidia_gpus(silent)[0][0].others == 0
+
+
+def test_no_runtime_library_for_a_gpu(monkeypatch, tmp_path, quick, nvcc):
+    """torch for CUDA 12 beside tvmlab without its extra: a compiler, and no libcudart.so.13."""
+    monkeypatch.setattr(cuda, "load_runtime", lambda: False)
+    found = doctor_function(runs_dir=tmp_path, cache_dir=tmp_path, nvml=FakeNvml(H200))
+    (check,) = (check for check in found if "libcudart.so.13, is not found" in check.detail)
+    assert check.status == "fail" and check.remedy == "pip install -e '.[cuda]' in tvmlab's checkout"
+    assert not [check for check in found if check.name == "CUDA runtime"]  # one message for one fault
+    monkeypatch.setitem(sys.modules, "pynvml", FakeNvml(H200))
+    with pytest.raises(MissingTool, match="libcudart"):
+        require_gpu("cuda:0")
+
+
+def test_the_runtime_library_is_that_of_the_wheels(monkeypatch, tmp_path):
+    monkeypatch.setattr(cuda, "library_folders", lambda: [str(tmp_path)])
+    loaded = []
+
+    def load(path, mode):
+        loaded.append((path, mode))
+        if not path.startswith(str(tmp_path)):
+            raise OSError("no such library")
+
+    monkeypatch.setattr(cuda.ctypes, "CDLL", load)
+    assert cuda.load_runtime() and loaded == [(f"{tmp_path}/libcudart.so.13", cuda.ctypes.RTLD_GLOBAL)]
+    monkeypatch.setattr(cuda, "library_folders", lambda: [])
+    assert not cuda.load_runtime() and loaded[-1][0] == "libcudart.so.13"
 
 
 def test_no_compiler_for_a_gpu(monkeypatch, tmp_path, quick, nvcc):

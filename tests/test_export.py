@@ -119,9 +119,15 @@ def test_a_cpu_that_lacks_its_instructions_is_told(copy):
         tvmlab.load(described(copy, flags=["avx1024f"]))
 
 
-def test_a_gpu_that_is_not_there_is_told(copy):
+def test_a_gpu_that_is_not_there_is_told_and_cudas_runtime_is_loaded_first(copy, monkeypatch):
+    """Where that came as a wheel TVM's own runtime would not find it."""
+    loaded = []
+    monkeypatch.setattr("tvmlab.deployed.load_runtime", lambda: loaded.append(True))
     with pytest.raises(MissingTool, match="TVM sees no cuda:7 here"):
         tvmlab.load(described(copy, device="cuda:7"))
+    assert len(loaded) == 1
+    tvmlab.load(described(copy, device="cpu"))
+    assert len(loaded) == 1
 
 
 def test_files_that_are_no_exported_model(copy, tmp_path):

@@ -5,6 +5,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import fake_device
 import pynvml
@@ -13,11 +14,11 @@ from fake_measurer import latency_of
 from fake_nvml import H200, FakeNvml
 from test_transfer import write_model
 
+from tvmlab import rates, search_process
 from tvmlab import run as run_module
-from tvmlab import search_process
 from tvmlab.compat import read_database, structural_key
 from tvmlab.core import Candidate, Roofline, TrialStatus
-from tvmlab.experiment import Ansor, Droplet, Experiment, Measure, TransferTuning
+from tvmlab.experiment import Ansor, AutoTVM, Droplet, Experiment, Measure, TransferTuning
 from tvmlab.frames import trials as frame_of
 from tvmlab.measure import local
 from tvmlab.measure import watch as watch_module
@@ -130,6 +131,39 @@ def test_a_task_whose_default_was_not_measured_here(no_card, h200, tasks, tmp_pa
         found = list(made.measure([*candidates(tasks[0], "1", "dies", "2"), *candidates(tasks[1], "3")]))
         assert [m.status for m in found] == ["ok", "crashed", "ok", "ok"]
         assert made._builders.built.count("default") == 2
+
+
+class Counting(FakePool):
+    """Builds that take a while; `most` is how many there were at once."""
+
+    last = None
+
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        self.now = self.most = 0
+        Counting.last = self
+
+    def _build(self, text):
+        self.now += 1
+        self.most = max(self.most, self.now)
+        time.sleep(0.6)
+        try:
+            return super()._build(text)
+        finally:
+            self.now -= 1
+
+
+@pytest.mark.parametrize("step", [Ansor(max_trials=60, batch_size=4), AutoTVM(kernel_trials=30, batch_size=4)])
+def test_builds_fill_the_cores(no_card, h200, tiny_onnx, tmp_path, monkeypatch, step):
+    """Sixteen builders, batches of four: several of these are under way, not two."""
+    monkeypatch.setattr(search_process, "named_target", lambda name: h200)
+    monkeypatch.setattr(local, "BuilderPool", Counting)
+    monkeypatch.setattr(rates, "read_cpu", lambda: SimpleNamespace(cores=16))
+    asked = Experiment(model=tiny_onnx, target="cuda:0", steps=[step], measure=Measure(build_workers=16))
+    folder = RunFolder.create(asked, tmp_path)
+    search_process.search(folder, threading.Event())
+    assert folder.state.status == "done" and folder.state.trials >= 40
+    assert Counting.last.most >= 14
 
 
 def test_builders_get_the_compiler_and_its_libraries(measurer):

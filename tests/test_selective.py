@@ -12,16 +12,21 @@ from matplotlib.figure import Figure
 from net import Net
 
 import tvmlab
-from tvmlab import frames, plots, search_process
+from tvmlab import frames, layouts, plots, search_process
 from tvmlab.core import InputError, Roofline, TrialStatus
 from tvmlab.experiment import AutoTVM, Experiment, Selective
+from tvmlab.layout_plan import lanes_of
+from tvmlab.models import load_model
 from tvmlab.records import RunFolder
 from tvmlab.search.clusters import clusters
 from tvmlab.search_process import search
 from tvmlab.selective_step import search_of
 from tvmlab.spaces.knobs import Tile
 from tvmlab.spaces.overlap import Outline, rate
+from tvmlab.spaces.template import TemplateSpace, template_for
+from tvmlab.steps_selective import OWN_POINTS
 from tvmlab.targets import target
+from tvmlab.tasks import extract
 
 # The knobs
 
@@ -229,7 +234,37 @@ def test_the_fastest_schedules_are_those_that_are_shared(run):
             fastest = sorted((t for t in by_number.values() if t.task_key == on and t.trial and t.ok),
                              key=lambda t: t.latency_s)  # fmt: skip
             assert numbers == [trial.trial for trial in fastest[:3]]
-            assert table.loc[key, "tried"] + table.loc[key, "refused"] <= 3
+            assert table.loc[key, "tried"] <= 3 + OWN_POINTS
+
+
+@pytest.mark.parametrize("rising", [True, False])
+def test_points_of_the_own_template_are_those_that_the_representative_speaks_for(run, model, cpu, rising):
+    """Convolutions whose knob `ow_tile` is high are fast (or slow), all of them: such points are tried."""
+    loaded, device = load_model(model), cpu.to_tvm()
+    spaces = {
+        task.key: TemplateSpace(task.key, task.module, device)
+        for task in extract(loaded, cpu, layouts.uniform(loaded, lanes_of(cpu)))
+        if task.info.kernel_class.startswith("conv2d") and template_for(task.module, device)
+    }
+
+    class Measurer(FakeMeasurer):
+        def latencies(self, candidate):
+            if candidate.key == candidate.task_key or candidate.task_key not in spaces:
+                return super().latencies(candidate)
+            tile = spaces[candidate.task_key][candidate.decisions[0]]["ow_tile"]
+            return (1e-4 / tile if rising else 1e-4 * tile,) * 3
+
+    folder = run(TEMPLATES.model_copy(update={"top": 1, "trials_per_kernel": 32}), measurer=Measurer())
+    noted = folder.read_json("selective.json")["steps"]["0"]
+    given = {row["key"] for row in noted["shared"]}
+    others = [key for key, on in noted["depends"].items() if key != on and key in spaces]
+    assert len(others) >= 2
+    for key in others:
+        space = spaces[key]
+        own = [t for t in folder.trials() if t.task_key == key and t.strategy == "transfer" and t.key not in given]
+        tiles = sorted(space[index]["ow_tile"] for index in space.starts())
+        wanted = tiles[-OWN_POINTS:] if rising else tiles[:OWN_POINTS]
+        assert sorted(space[trial.decisions[0]]["ow_tile"] for trial in own) == wanted
 
 
 def test_the_engine_decides_the_layout(run):
@@ -262,7 +297,7 @@ def test_a_task_that_comes_out_poor_is_searched_after_all(run):
     table = frames.selective(folder).set_index("task_key")
     assert table.index[table["role"] == "searched after all"].tolist() == [slow]
     assert table.loc[slow, "searched"] > 0 and "share of the roofline" in table.loc[slow, "poor"]
-    assert table.loc[slow, "searched"] == 8 and table.loc[slow, "tried"] == 3
+    assert table.loc[slow, "searched"] == 8 and table.loc[slow, "tried"] == 3 + OWN_POINTS
     assert "1 came out poor and were searched too" in folder.state.message
     never = frames.selective(run(TEMPLATES, measurer=Slow({slow}))).set_index("task_key")
     assert never.loc[slow, "role"] == "shared"
@@ -277,12 +312,12 @@ def test_what_a_poor_task_was_lent_does_not_end_its_own_search_early(run):
 
     def lent_fails(candidate):
         tried = [key for key, _ in measurer.asked].count(slow)
-        return TrialStatus.RUN_ERROR if candidate.task_key == slow and tried <= 3 else None
+        return TrialStatus.RUN_ERROR if candidate.task_key == slow and tried <= 3 + OWN_POINTS else None
 
     measurer.fails = lent_fails
     folder = run(step, measurer=measurer)
     table = frames.selective(folder).set_index("task_key")
-    assert table.loc[slow, "poor"] == "no shared schedule runs" and table.loc[slow, "tried"] == 3
+    assert table.loc[slow, "poor"] == "no shared schedule runs" and table.loc[slow, "tried"] == 5
     assert table.loc[slow, "role"] == "searched after all" and table.loc[slow, "searched"] >= 3
 
 
@@ -338,10 +373,11 @@ def test_of_the_cap_the_representatives_leave_the_others_their_part(run):
     whole = frames.selective(run(TEMPLATES))
     others = int((whole["role"] == "shared").sum())
     assert others >= 2 and (whole["role"] != "not reached").all()
-    cap = 2 * 3 * others  # what the others try is half of it
+    cap = 2 * (3 + OWN_POINTS) * others  # what the others try is half of it
     folder = run(TEMPLATES.model_copy(update={"max_trials": cap, "trials_per_kernel": 500}))
     table = frames.selective(folder)
-    assert (table.loc[table["role"] == "shared", "tried"] == 3).all() and (table["role"] == "shared").sum() == others
+    shared = table[table["role"] == "shared"]
+    assert len(shared) == others and (shared["tried"] == 3 + OWN_POINTS).all()
     assert folder.state.trials <= cap and table["searched"].sum() <= cap // 2
     few = run(TEMPLATES.model_copy(update={"max_trials": 2, "fall_back": 1.0}))
     assert "poor" not in few.state.message

@@ -93,7 +93,8 @@ _REMEDIES = {
     TrialStatus.RUN_TIMEOUT: "raise measure.run_timeout_s",
     TrialStatus.CRASHED: "the kernel killed its worker, which was restarted; a few are normal",
     TrialStatus.WRONG_RESULT: "the schedule computes something else; it never counts, however fast",
-    TrialStatus.OUT_OF_LIMITS: "the schedule needs more threads, registers or shared memory than the device has",
+    TrialStatus.OUT_OF_LIMITS: "the schedule needs more threads, registers or shared memory than the device has; where "
+    "every trial ends so, something else fills its memory (nvidia-smi)",
 }
 
 

@@ -29,6 +29,7 @@ __all__ = [
     "header_env",
     "l2_bytes",
     "library_folders",
+    "load_runtime",
     "nvidia_gpus",
     "wheel_roots",
 ]
@@ -177,6 +178,9 @@ def gpu_problems(gpus: Sequence[Gpu], pci: Path = Path("/sys/bus/pci/devices")) 
         text = "an NVIDIA card is plugged in, but no driver is loaded"
         return [Problem(text, f"install NVIDIA's driver {_LEAST_DRIVER} or newer")] if _has_card(pci) else []
     found = [problem for gpu in gpus for problem in _of_one(gpu)]
+    if not load_runtime():
+        text = f"CUDA's runtime library, libcudart.so.{_RUNTIME}, is not found, which TVM's is linked to"
+        found.append(Problem(text, WHEELS, fatal=True))
     found += _of_compiler(gpus)
     if len({gpu.name for gpu in gpus}) > 1:
         text = f"the GPUs are of different kinds ({'; '.join(f'cuda:{gpu.index} is {gpu.name}' for gpu in gpus)})"
@@ -347,3 +351,18 @@ def library_folders() -> list[str]:
     found = [*wheels, *(kit / lib for kit in toolkits for lib in ("lib64", "lib"))]
     # One set of libraries: the wheels' are also those that torch uses.
     return [str(folder) for folder in found if (folder / f"libcudart.so.{_RUNTIME}").exists()][:1]
+
+
+def load_runtime() -> bool:
+    """Load CUDA's runtime library into this process, where TVM's, which is linked to it, then finds it; whether it is.
+
+    To be called before TVM is imported. tvmlab's own processes find it by the loader's path instead.
+    """
+    name = f"libcudart.so.{_RUNTIME}"
+    for path in [*(f"{folder}/{name}" for folder in library_folders()), name]:
+        try:
+            ctypes.CDLL(path, mode=ctypes.RTLD_GLOBAL)
+        except OSError:
+            continue
+        return True
+    return False

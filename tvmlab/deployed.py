@@ -22,6 +22,7 @@ import numpy as np
 
 from tvmlab.compat import loading_quietly
 from tvmlab.core import InputError, MissingTool, RecordError
+from tvmlab.cuda import load_runtime
 from tvmlab.hardware import read_cpu
 
 __all__ = ["FORMAT", "Deployed", "description_path", "load"]
@@ -101,6 +102,8 @@ def load(path: str | Path) -> Deployed:
     _require_machine(library, about)
     for name, value in about["environment"].items():
         os.environ.setdefault(name, value)
+    if str(about["device"]).startswith("cuda"):
+        load_runtime()
     import tvm
     from tvm import relax
 

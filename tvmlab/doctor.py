@@ -234,9 +234,9 @@ def _check_gpu(nvml: Any, probe: Mapping[str, Any]) -> list[Check]:
     checks += [Check("GPU", "ok", f"cuda:{gpu.index} {gpu.name}, {gpu.arch}, driver {gpu.driver}") for gpu in gpus]
     if (mode := cuda_compiler()) and compiled_archs(mode):
         checks.append(Check("CUDA compiler", "ok", mode))
-    if "error" not in probe and not probe["cuda"]:
-        detail = "TVM sees no GPU: its runtime needs libcudart.so.13 where the loader finds it"
-        checks.append(Check("CUDA runtime", "fail", detail, WHEELS))
+    if "error" not in probe and not probe["cuda"] and not any(problem.fatal for problem in problems):
+        detail = "TVM sees no GPU, although CUDA's runtime library is there"
+        checks.append(Check("CUDA runtime", "fail", detail, f"try nvidia-smi; if that sees the GPU, {WHEELS}"))
     return checks
 
 

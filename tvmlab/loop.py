@@ -1,16 +1,17 @@
 """The loop: the only file that knows both search and measure. It runs in the search process of a run.
 
 While a batch is built by the workers, the next one is searched for in this process; while a candidate runs on a CPU,
-nothing else does. On a GPU the next batch is built, and another searched for, while one runs. A batch is therefore
-chosen before the one under way is known, always by exactly one batch, so the same seed and the same answers give the
-same candidates.
+nothing else does. On a GPU further batches are built, and searched for, while one runs, as many as keep the builders
+at work. A batch is therefore chosen before those under way are known: on a CPU always by exactly one batch, on a GPU by
+as many as their sizes and the number of builders say. So the same seed and the same answers give the same candidates.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Sequence
-from contextlib import closing
+from collections import deque
+from collections.abc import Collection, Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -39,6 +40,7 @@ _BATCHES = {
     "droplet": (2, fit_descent_batches),
     "transfertuning": (3, fit_descent_batches),
 }
+_CANDIDATES_A_BUILDER = 2  # of a GPU's search: one that is built and one that waits
 _UNKNOWN_S = 1.0  # of a default kernel that did not run: its task needs a schedule most
 _AT_ONCE = 8  # tasks of the first round of transfers that are built together: enough for the builders
 
@@ -129,27 +131,50 @@ def _search(
             left -= _measure_again(session, allocator, number, own, keys, left)
     if isinstance(step, TransferTuning):
         left -= _first_round(session, allocator, number, strategies, [key for key in keys if key not in earlier], left)
+    stage = _Stage(session, number, allocator, strategies, sizes, left)
+    (_pipelined if session.measurer.overlaps else _in_turns)(stage)
+    session.fell_short |= stage.left > 0
+
+
+def _in_turns(stage: _Stage) -> None:
+    """A CPU's way: the next batch is searched while this one is built, and built when this one has run."""
+    session = stage.session
     under_way: _Batch | None = None
     while True:
-        started = time.perf_counter()
-        busy = under_way.key if under_way else None
-        following = None if session.is_over else _next_batch(session, allocator, strategies, sizes, left, busy)
-        session.search_s += time.perf_counter() - started
-        ahead = _begin(session, strategies, following) if session.measurer.overlaps else None
-        trials = _measure_batch(session, allocator, number, under_way) if under_way else []
+        following = None if session.is_over else stage.search([under_way.key] if under_way else [])
+        trials = stage.record(under_way) if under_way else []
         finished, under_way = under_way, None
         if following is not None and not session.is_over:
-            left -= len(following[1])
-            under_way = ahead or _begin(session, strategies, following)
-        elif ahead:
-            ahead.measurements.close()
+            under_way = stage.begin(*following)
         if finished:  # told while the next batch is being built
-            started = time.perf_counter()
-            finished.strategy.tell(finished.candidates[: len(trials)], trials)
-            session.search_s += time.perf_counter() - started
+            stage.tell(finished, trials)
         if finished is None and under_way is None:  # what was told last may have been what a strategy waited for
-            break
-    session.fell_short |= left > 0
+            return
+
+
+def _pipelined(stage: _Stage) -> None:
+    """A GPU's way: batches are built, and run as they are built, while others are searched.
+
+    Behind the batch that runs are as many as give each builder a candidate beside the one that it is at, so that
+    neither builders nor the device wait for the search.
+    """
+    session, under_way = stage.session, deque[_Batch]()
+    enough = _CANDIDATES_A_BUILDER * building_cores(session.experiment.measure)
+    try:
+        while True:
+            while not session.is_over and sum(len(batch.candidates) for batch in islice(under_way, 1, None)) < enough:
+                following = stage.search([batch.key for batch in under_way])
+                if following is None:
+                    break
+                under_way.append(stage.begin(*following))
+            if not under_way or session.is_over:
+                return
+            oldest = under_way.popleft()
+            stage.tell(oldest, stage.record(oldest))
+    finally:
+        for batch in under_way:  # its time is over: what is under way is no trial
+            stage.left += len(batch.candidates)
+            batch.measurements.close()
 
 
 def _plan(session: Session, number: int, step: Any, keys: Sequence[str]) -> Plan:
@@ -237,52 +262,63 @@ class _Batch:
     measurements: Generator[Measurement]
 
 
-def _begin(
-    session: Session, strategies: dict[str, Strategy], following: tuple[str, list[Candidate]] | None
-) -> _Batch | None:
-    """Give the next batch to the measurer, which begins to build it; None if there is none."""
-    if following is None:
-        return None
-    key, candidates = following
-    return _Batch(strategies[key], key, candidates, session.measurer.measure(candidates))
+@dataclass
+class _Stage:
+    """One search of some tasks: who gives candidates, who says whose turn it is, and how many trials are left."""
 
+    session: Session
+    number: int
+    allocator: Allocator
+    strategies: dict[str, Strategy]
+    sizes: tuple[int, int]  # of a task's first batch and of a later one
+    left: int
 
-def _next_batch(
-    session: Session,
-    allocator: Allocator,
-    strategies: dict[str, Strategy],
-    sizes: tuple[int, int],
-    left: int,
-    busy: str | None,
-) -> tuple[str, list[Candidate]] | None:
-    """The task to work on next and its candidates; None when the budget is used up, or no strategy has any now.
+    def search(self, busy: Collection[str]) -> tuple[str, list[Candidate]] | None:
+        """The task to work on next and its candidates; None when the budget is used up, or no strategy has any now.
 
-    A strategy with nothing to give is done with its task, unless that has a batch under way (`busy`): it may go on
-    when it has been told.
-    """
-    first, later = sizes
-    waiting: set[str] = set()
-    while left > 0 and (key := allocator.next_task(waiting)) is not None:
-        size = first if allocator.is_fresh(key) else later
-        candidates = strategies[key].ask(int(min(size, left, allocator.room(key))))
-        if candidates:
-            allocator.begin(key, len(candidates))
-            return key, candidates
-        if key == busy:
-            waiting.add(key)
-        else:
-            allocator.finish(key)
-            session.ended(key, strategies[key])
-    return None
+        A strategy with nothing to give is done with its task, unless that has a batch under way (`busy`): it may go on
+        when it has been told.
+        """
+        with self._searching():
+            waiting: set[str] = set()
+            while self.left > 0 and (key := self.allocator.next_task(waiting)) is not None:
+                size = self.sizes[0 if self.allocator.is_fresh(key) else 1]
+                candidates = self.strategies[key].ask(int(min(size, self.left, self.allocator.room(key))))
+                if candidates:
+                    self.allocator.begin(key, len(candidates))
+                    return key, candidates
+                if key in busy:
+                    waiting.add(key)
+                else:
+                    self.allocator.finish(key)
+                    self.session.ended(key, self.strategies[key])
+            return None
 
+    def begin(self, key: str, candidates: list[Candidate]) -> _Batch:
+        """Give a batch to the measurer, which begins to build it."""
+        self.left -= len(candidates)
+        return _Batch(self.strategies[key], key, candidates, self.session.measurer.measure(candidates))
 
-def _measure_batch(session: Session, allocator: Allocator, step: int, batch: _Batch) -> list[Trial]:
-    """Record a batch's measurements as they come; a stop leaves the rest unmeasured."""
-    trials: list[Trial] = []
-    with closing(batch.measurements):
-        for candidate, measured in zip(batch.candidates, batch.measurements, strict=False):
-            trials.append(session.record(candidate, measured, step, batch.strategy.name))
-            if session.is_over:
-                break
-    allocator.record(batch.key, [trial.latency_s for trial in trials])
-    return trials
+    def record(self, batch: _Batch) -> list[Trial]:
+        """Record a batch's measurements as they come; a stop leaves the rest unmeasured."""
+        trials: list[Trial] = []
+        with closing(batch.measurements):
+            for candidate, measured in zip(batch.candidates, batch.measurements, strict=False):
+                trials.append(self.session.record(candidate, measured, self.number, batch.strategy.name))
+                if self.session.is_over:
+                    break
+        self.allocator.record(batch.key, [trial.latency_s for trial in trials])
+        return trials
+
+    def tell(self, batch: _Batch, trials: list[Trial]) -> None:
+        """Tell a batch's strategy how its candidates did."""
+        with self._searching():
+            batch.strategy.tell(batch.candidates[: len(trials)], trials)
+
+    @contextmanager
+    def _searching(self) -> Iterator[None]:
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.session.search_s += time.perf_counter() - started

@@ -3,10 +3,11 @@
 `tvmlab.frames.selective(runs)` has a row a task and Selective step. Its columns: run, model, step, task, task_key,
 kernel_class, weight; depend (the representative of its cluster: itself if it is one), cluster (its size), rate (its
 similarity to the representative); role ("searched", "shared", "searched after all", or "not reached" if trials or time
-ended before its turn), poor (why shared schedules are, if so); tried and refused (of the representative's schedules:
-how many were measured, and how many do not fit), searched (trials of the task's own search); shared_us (the fastest
-shared schedule), best_us (of the run), roofline_share and depend_share (what the fastest schedules reach of the
-roofline, the task's and its representative's; NaN: not measured).
+ended before its turn), poor (why shared schedules are, if so); tried (how many of the representative's schedules were
+measured, and of the points of its own template that compete with them), refused (how many schedules do not fit),
+searched (trials of the task's own search); shared_us (the fastest of what was tried), best_us (of the run),
+roofline_share and depend_share (what the fastest schedules reach of the roofline, the task's and its representative's;
+NaN: not measured).
 """
 
 from __future__ import annotations

@@ -15,18 +15,22 @@ from dataclasses import replace
 from functools import cache
 from typing import Any
 
+import numpy as np
+
 from tvmlab import budget
 from tvmlab.core import Candidate, Strategy, TaskInfo, Trial
 from tvmlab.experiment import Ansor, AutoTVM, Selective, TransferTuning
 from tvmlab.records import RunFolder
 from tvmlab.search.clusters import clusters
+from tvmlab.search.costmodel import KnobModel
 from tvmlab.search.transfer import MEASURED, Fate, Transfer
 from tvmlab.session import Session
 from tvmlab.sources import SELECTIVE_FILE, Origin
 from tvmlab.spaces.overlap import outline, rates
 from tvmlab.spaces.sketch import SketchSpace
-from tvmlab.spaces.template import sizes
-from tvmlab.strategies import warm_records
+from tvmlab.spaces.template import TemplateSpace, sizes
+from tvmlab.steps_selective import OWN_POINTS
+from tvmlab.strategies import TUNERS, warm_records
 from tvmlab.tasks import Task
 from tvmlab.transfer_step import Spaces, carried
 
@@ -78,14 +82,14 @@ def planned(
     *,
     capped: bool = True,
 ) -> int:
-    """The trials of a step, at the most: of each representative its search, of each other task what is shared with it.
+    """The trials of a step, at the most: of each representative its search, of each other task what it tries.
 
     `depends` has each task's representative, both by their keys; `sizes` the points of the tasks' template spaces, as
     far as there are some: no search takes more. `poor` tasks are searched besides.
     """
     limits = {key: min(step.trials_per_kernel, sizes.get(key, budget.MOST)) for key in depends}
     searched = sum(limits[key] for key, on in depends.items() if key == on or key in poor)
-    shared = sum(step.shared(limits[on]) for key, on in depends.items() if key != on)
+    shared = sum(step.shared(limits[on]) + OWN_POINTS * (key in sizes) for key, on in depends.items() if key != on)
     return budget.capped(searched + shared, step.max_trials if capped else None)
 
 
@@ -114,6 +118,7 @@ class Selection:
         self.others = self._tasks(lambda key, on: key != on)
         self._sizes = sizes_of(step, list(session.tasks.values()), self._target)
         self._origins: Callable[[str], list[Origin]] = cache(self._fastest)
+        self._models: Callable[[str], KnobModel] = cache(self._model)
         self._traces: Callable[[str, str], Any] = cache(self._trace)
         self._plan(())
 
@@ -183,7 +188,7 @@ class Selection:
         left = self._left(self.others, shared=True)
         if not most or (left is not None and left <= 0):
             return None
-        return TransferTuning(trials_per_kernel=most, max_trials=left, batch_size=self._step.batch_size)
+        return TransferTuning(trials_per_kernel=most + OWN_POINTS, max_trials=left, batch_size=self._step.batch_size)
 
     def _left(self, tasks: Sequence[Task], *, shared: bool = False) -> int | None:
         """What the step's cap leaves to the own search of some tasks, or to `shared` schedules; None without a cap.
@@ -202,15 +207,38 @@ class Selection:
         return self._step.max_trials - elsewhere
 
     def shared(self, task: Task) -> Strategy:
-        """The schedules of a task's representative, the fastest first, adapted as in transfer-tuning."""
+        """The schedules of a task's representative, the fastest first, adapted as in transfer-tuning; then `_own`."""
         known = [trial.key for trial in self._session.history if trial.task_key == task.key]
         spaces = Spaces(task, self._target)
         return Transfer(
             self._origins(self._depends[task.key]),
             lambda origin: self._adapt(spaces, origin),
+            own=self._own(task, spaces),
             known=known,
             note=lambda fates: self._note(task, fates),
         )
+
+    def _own(self, task: Task, spaces: Spaces) -> Iterator[Candidate]:
+        """Of the points that a task's template names first those that its representative's trials speak for.
+
+        They are chosen for the task's shape, and cost nothing to find; none where it is searched by sketches. Two of
+        them are tried, and more where schedules do not fit or are the same (`sharing`).
+        """
+        space = spaces.template if self._step.engine == "autotvm" else None
+        if space is None or not (starts := list(space.starts())):
+            return
+        scores = self._models(self._depends[task.key]).predict(np.array([space.encode(index) for index in starts]))
+        ranked = (starts[at] for at in np.argsort(-scores, kind="stable"))
+        yield from filter(None, map(space.realize, ranked))
+
+    def _model(self, key: str) -> KnobModel:
+        """What a representative's trials say of the knobs of its template, which is that of all its cluster."""
+        task, model = self._session.tasks[key], KnobModel(self._session.experiment.seed)
+        space = TemplateSpace(key, task.module, self._target)
+        for trial in self._session.history:
+            if trial.task_key == key and trial.strategy in TUNERS:
+                model.add(space.encode(trial.decisions[0]), trial.latency_s)
+        return model
 
     def _fastest(self, key: str) -> list[Origin]:
         """The fastest valid trials of a representative, each of another program."""

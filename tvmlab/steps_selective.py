@@ -12,9 +12,10 @@ from tvmlab import budget
 from tvmlab.core import InputError
 from tvmlab.options import Options, knob
 
-__all__ = ["SIMILARITY", "Selective"]
+__all__ = ["OWN_POINTS", "SIMILARITY", "Selective"]
 
 SIMILARITY = 0.5  # of two tasks that share schedules, at least
+OWN_POINTS = 2  # of a task's own template that compete with the shared schedules
 _KNOBS_OF = {"autotvm": ("tuner",), "ansor": ("population", "generations")}
 
 
@@ -22,8 +23,9 @@ class Selective(Options):
     """Search few tasks and give the others their schedules (selective tuning, TVM issue 4188).
 
     Tasks whose tuning spaces overlap form clusters. Of each cluster one task, its representative, is searched as
-    AutoTVM or Ansor does; the others try the representative's `top` fastest schedules, and are searched themselves
-    where these are poor. As AutoTVM does, engine 'autotvm' packs a CPU's model if no LayoutTuning chose.
+    AutoTVM or Ansor does; the others try the representative's `top` fastest schedules and two points of their own
+    templates that its trials speak for, and are searched themselves where all these are poor. As AutoTVM does, engine
+    'autotvm' packs a CPU's model if no LayoutTuning chose.
 
     >>> Selective(top="5%").shared(trials=201), Selective().shared(trials=201), Selective(top=10).shared(trials=4)
     (11, 10, 4)
@@ -94,7 +96,7 @@ class Selective(Options):
 
     def total_trials(self, tunable_tasks: int) -> int:
         """The most trials of the step for a model with so many tunable tasks: one serves all others poorly."""
-        lent = self.shared(self.trials_per_kernel) * max(tunable_tasks - 1, 0)
+        lent = (self.shared(self.trials_per_kernel) + OWN_POINTS) * max(tunable_tasks - 1, 0)
         return budget.capped(self.trials_per_kernel * tunable_tasks + lent, self.max_trials)
 
     @property

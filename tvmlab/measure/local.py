@@ -62,7 +62,7 @@ class LocalMeasurer:
         for_builds = environment if target.kind == "cuda" else {}
         self._builders = BuilderPool(target.attrs, workers, options.build_timeout_s, scratch, log, for_builds)
         self.overlaps = target.kind == "cuda"
-        at_once = 2 if self.overlaps else 1  # those of the batch that runs, and of the one that is built
+        at_once = 4 if self.overlaps else 1  # those of the batch that runs, and of some that are built
         self._rivals = RivalBuilds(lambda rival: self._builders.submit(_to_json(rival.payload.mod)), at_once)
         # By task: the path of the rival that was loaded, by which start of the device's process, and why not.
         self._loaded_rivals: dict[str, tuple[str, int, str]] = {}

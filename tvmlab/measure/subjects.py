@@ -6,6 +6,7 @@ from typing import Any
 
 from tvmlab import core
 from tvmlab.core import InputError, RunError, TvmlabError
+from tvmlab.hardware import read_cpu
 from tvmlab.measure.process import WorkerDied, WorkerProcess, WorkerTimeout
 from tvmlab.measure.whole_model import GRAPHED
 from tvmlab.records import RunFolder
@@ -25,8 +26,8 @@ def recorded_target(folder: RunFolder) -> Target:
 
 
 def thread_count(target: Target) -> int:
-    """How many threads a runtime gets that is to be like the tuned kernels: the target's cores."""
-    return int(target.attrs.get("num-cores", 1))
+    """How many threads a runtime gets: the target's cores; beside a GPU all of the machine's, for those of the CPU."""
+    return int(target.attrs.get("num-cores") or read_cpu().cores)
 
 
 def start_worker(folder: RunFolder, target: Target, threads: int) -> WorkerProcess:

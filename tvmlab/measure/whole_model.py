@@ -25,6 +25,8 @@ from tvmlab.records import RunFolder
 from tvmlab.run_model import model_of
 from tvmlab.targets import target as named_target
 
+_RECORDING = 2  # calls that may record a CUDA graph and do not launch it
+
 
 class Runtime(Protocol):
     """A model, loaded: called, it makes one inference on the run's seeded inputs and returns the outputs."""
@@ -53,12 +55,16 @@ class Subject:
     def do_load(self, name: str, folder: str, threads: int, cuda_graph: bool = True) -> list[np.ndarray]:
         """Prepare a runtime by name; returns the outputs for the run's seeded inputs.
 
-        One of GRAPHED is a CUDA graph on a GPU, unless it shall not be.
+        One of GRAPHED is a CUDA graph on a GPU, unless it shall not be. There the outputs are those of a replay: TVM
+        records a graph in the first call, torch in the second, and only a later one launches it.
         """
         run = RunFolder.open(folder)
         model = model_of(run)
         how = {} if cuda_graph else {"cuda_graph": False}
         self._runtime = _RUNTIMES[name](model, run, threads, **how)
+        before = _RECORDING if named_target(run.experiment.target).kind == "cuda" else 0
+        for _ in range(before):
+            self._runtime()
         return self._runtime()
 
     def do_export(self, path: str) -> dict[str, Any]:
@@ -197,6 +203,7 @@ class _Torch:
 
         torch.set_num_threads(threads)
         torch.backends.cudnn.benchmark = True
+        torch.backends.cudnn.benchmark_limit = 0  # all algorithms; by default the first ten
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
         self._torch = torch
         self._arrays = model.inputs_for(run.experiment.seed)

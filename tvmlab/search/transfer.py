@@ -22,7 +22,8 @@ class Transfer:
 
     `adapt` makes an origin's candidate, or says why there is none. A program that was measured before (its key is in
     `known`) or that a nearer origin gave is left out. `note` is told what came of the origins that had their turn: the
-    key of each one's program ("" if there is none) and the outcome.
+    key of each one's program ("" if there is none) and the outcome. After the origins come `own`, candidates of the
+    task's own space that compete on the same terms; nothing is noted of them.
     """
 
     name = "transfer"
@@ -32,17 +33,19 @@ class Transfer:
         origins: Sequence[Origin],
         adapt: Callable[[Origin], Candidate | str],
         *,
+        own: Iterable[Candidate] = (),
         known: Iterable[str] = (),
         note: Callable[[list[Fate]], None] = lambda fates: None,
     ) -> None:
         self._rest = iter(origins)
+        self._own = iter(own)
         self._adapt = adapt
         self._known = set(known)
         self._asked: set[str] = set()
         self._note = note
 
     def ask(self, count: int) -> list[Candidate]:
-        """Up to `count` new candidates; an empty list when every origin had its turn."""
+        """Up to `count` new candidates; an empty list when every origin, and what is its own, had its turn."""
         found: list[Candidate] = []
         fates: list[Fate] = []
         while len(found) < count and (origin := next(self._rest, None)) is not None:
@@ -58,6 +61,10 @@ class Transfer:
                 fates.append((origin, made.key, TRIED))
                 found.append(made)
         self._note(fates)
+        while len(found) < count and (own := next(self._own, None)) is not None:
+            if own.key not in self._known | self._asked:
+                self._asked.add(own.key)
+                found.append(own)
         return found
 
     def tell(self, candidates: Sequence[Candidate], trials: Sequence[Trial]) -> None:
