@@ -14,13 +14,25 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from fake_nvml import H200, FakeNvml
 
 import tvmlab
 from tvmlab import Experiment, frames
-from tvmlab.compare import _load_all, _numerics, _ratio, _subject_row, _take_turns, _turn, compare_runs, worst_error
+from tvmlab.compare import (
+    _load_all,
+    _look,
+    _numerics,
+    _ratio,
+    _subject_row,
+    _take_turns,
+    _turn,
+    compare_runs,
+    worst_error,
+)
 from tvmlab.core import InputError, MissingTool, RecordError, RunError
 from tvmlab.measure.process import WorkerProcess
 from tvmlab.measure.subjects import ask, load, recorded_target, start_worker
+from tvmlab.measure.watch import NoWatch, Watch, watch_of
 from tvmlab.measure.whole_model import OPTIONAL
 from tvmlab.records import RunFolder
 from tvmlab.report import findings
@@ -244,6 +256,20 @@ def test_turns_of_slow_subjects_are_among_those_of_faster_ones(repeats):
     assert turns[0] == list(range(repeats)) and len(turns[2]) < repeats / 2
     assert all(set(slower) <= set(faster) for faster, slower in itertools.pairwise(turns))
     assert turns[2] == turns[3]  # as many turns are the same turns
+
+
+def test_a_gpu_that_holds_its_clocks_back_during_a_comparison_is_told(monkeypatch, folder, tmp_path):
+    """It is read after every turn, and what it told is in the run's folder, apart from the batches of trials."""
+    nvml = FakeNvml(H200, looks=[(1980, 300, 40, 0)] * 3 + [(1500, 650, 70, 0x04), (1980, 300, 40, 0)])
+    watch = Watch("GPU-0abc", tmp_path / "device.jsonl", nvml)
+    throttled = []
+    _take_turns({name: FakeSubject(name, 0.01, []) for name in ("a", "b")}, 6, (1, 0.0), _look(watch, throttled))
+    watch.note({"compared": ["a", "b"]})
+    watch.close()
+    (row,) = map(json.loads, (tmp_path / "device.jsonl").read_text().splitlines())
+    assert throttled == ["power cap"] and row["looks"] == 12 and row["throttled"] == ["power cap"]
+    assert RunFolder(tmp_path).batches() == []
+    assert type(watch_of(tvmlab.target("cpu"), tmp_path)) is NoWatch
 
 
 class Scattered(FakeSubject):

@@ -6,7 +6,7 @@ import html
 import importlib.util
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -21,6 +21,7 @@ from tvmlab.comparison_rows import comparison_rows, in_shared_turns
 from tvmlab.core import InputError, MissingTool, RecordError
 from tvmlab.measure.process import WorkerProcess
 from tvmlab.measure.subjects import TURN_S, ask, load, recorded_target, start_worker, thread_count
+from tvmlab.measure.watch import NoWatch, watch_of
 from tvmlab.measure.whole_model import BASELINES, OPTIONAL
 from tvmlab.records import RunFolder
 from tvmlab.run import Run
@@ -174,6 +175,7 @@ def _time(
     threads = threads or usual
     # onnxruntime gives the right result, even if it is not timed.
     loaded = {**subjects, "onnxruntime": ("onnxruntime", folder)}
+    watch = watch_of(target, folder.path)
     workers = {name: start_worker(folder, target, threads) for name in loaded}
     try:
         at_once = 1 if target.kind == "cuda" else os.cpu_count()  # torch tries kernels while it compiles
@@ -181,13 +183,31 @@ def _time(
         for name in loaded.keys() - subjects.keys():
             workers[name].kill()
         turn = _GPU_TURN if target.kind == "cuda" else _CPU_TURN
-        samples = _take_turns({name: workers[name] for name in subjects}, repeats, turn)
+        throttled: list[str] = []
+        samples = _take_turns({name: workers[name] for name in subjects}, repeats, turn, _look(watch, throttled))
     finally:
         for worker in workers.values():
             worker.kill()
+        watch.note({"compared": list(subjects)})
+        watch.close()
     errors = {name: worst_error(found[name][0], found["onnxruntime"][0]) for name in subjects}
     rounds = repeats or 1 + max(number for taken in samples.values() for number in taken)
-    return _Timing(threads, usual, rounds, samples, errors, [note for _, note in found.values() if note])
+    notes = [note for _, note in found.values() if note]
+    if throttled:
+        turns = sum(map(len, samples.values()))
+        reasons = ", ".join(dict.fromkeys(throttled))
+        notes.append(f"the GPU held its clocks back after {len(throttled)} of {turns} turns: {reasons}")
+    return _Timing(threads, usual, rounds, samples, errors, notes)
+
+
+def _look(watch: NoWatch, throttled: list[str]) -> Callable[[], None]:
+    """What is to be done after each turn: read the device, and keep why it holds its clocks back, if it does."""
+
+    def look() -> None:
+        if why := watch.look():
+            throttled.append(why)
+
+    return look
 
 
 def _require_memory(folder: RunFolder, count: int) -> None:
@@ -274,7 +294,10 @@ def _load_all(
 
 
 def _take_turns(
-    workers: dict[str, WorkerProcess], repeats: int | None, turn: tuple[int, float] = (1, 0.0)
+    workers: dict[str, WorkerProcess],
+    repeats: int | None,
+    turn: tuple[int, float] = (1, 0.0),
+    look: Callable[[], None] = lambda: None,
 ) -> dict[str, dict[int, float]]:
     """Seconds of each turn, by its number: one of each in every round, in an order that rotates; slow ones less often.
 
@@ -292,6 +315,7 @@ def _take_turns(
         for name in names[start:] + names[:start]:
             if number % every[name] == 0:
                 samples[name][number] = _turn(name, workers[name], *turn)
+                look()
         number += 1
         if number == wanted and repeats is None:
             names = [name for name in names if once[name] <= _MUCH_SLOWER * once[names[0]]]

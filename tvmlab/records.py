@@ -12,7 +12,7 @@
      minima.json        by step and task, at which local minimum a descent ended
      refine.json        schedules that lost in the whole model (tvmlab.measure.refine)
      trials.jsonl       one Trial a line, appended and flushed
-     device.jsonl       on a GPU, a line a batch: clocks, power, temperature, throttled (tvmlab.measure.watch)
+     device.jsonl       on a GPU, a line a batch or comparison: clocks, power, throttled, ... (tvmlab.measure.watch)
      state.json         status, heartbeat, pid
      lock               held by the search process for as long as it lives
      log.txt            what the search process printed
@@ -324,10 +324,10 @@ class RunFolder:
         )
 
     def batches(self) -> list[dict[str, Any]]:
-        """What the GPU told of itself, a row a batch, as of tvmlab.measure.watch; empty on a CPU."""
+        """What the GPU told of itself, a row a batch of trials, as of tvmlab.measure.watch; empty on a CPU."""
         path = self.path / "device.jsonl"
         lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
-        return [orjson.loads(line) for line in lines if line.endswith(b"\n")]
+        return [row for line in lines if line.endswith(b"\n") and "compared" not in (row := orjson.loads(line))]
 
     def log_tail(self, lines: int = 20) -> str:
         """The last lines the search process printed."""

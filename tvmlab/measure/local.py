@@ -19,7 +19,7 @@ from tvmlab.measure.builder import Build, BuilderPool, discard, remove_build
 from tvmlab.measure.device import planned_s
 from tvmlab.measure.process import START_S, WorkerDied, WorkerProcess, WorkerTimeout
 from tvmlab.measure.rivals import RivalBuilds
-from tvmlab.measure.watch import NoWatch, Watch
+from tvmlab.measure.watch import watch_of
 from tvmlab.targets import Target
 from tvmlab.tasks import Task, arguments, default_gpu_schedule
 
@@ -70,7 +70,7 @@ class LocalMeasurer:
         self._device.start()
         self._closing = threading.Event()
         self._turn = ThreadPoolExecutor(1, thread_name_prefix="device")
-        self._watch = self._open_watch(folder / "device.jsonl")
+        self._watch = watch_of(target, folder)
         self.build_wait_s = 0.0
         self.run_s = 0.0
 
@@ -79,10 +79,6 @@ class LocalMeasurer:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
-
-    def _open_watch(self, path: Path) -> NoWatch:
-        uuid = self._target.details.get("uuid")
-        return Watch.open(uuid, path) if self.overlaps and uuid else NoWatch()
 
     @property
     def pids(self) -> list[int]:

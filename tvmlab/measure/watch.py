@@ -13,7 +13,9 @@ from typing import Any
 
 import orjson
 
-__all__ = ["NoWatch", "Watch"]
+from tvmlab.targets import Target
+
+__all__ = ["NoWatch", "Watch", "watch_of"]
 
 # nvml.h, nvmlClocksEventReason*: why the clocks are lower than they could be. An idle GPU, and clocks that
 # a person set, are left out.
@@ -133,3 +135,9 @@ class Watch(NoWatch):
         """End the thread that samples."""
         self._closed.set()
         self._sampler.join()
+
+
+def watch_of(target: Target, folder: Path) -> NoWatch:
+    """A watch of a target's GPU that writes to the run folder; one that watches nothing for any other device."""
+    uuid = target.details.get("uuid") if target.kind == "cuda" else None
+    return Watch.open(uuid, folder / "device.jsonl") if uuid else NoWatch()
