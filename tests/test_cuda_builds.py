@@ -16,7 +16,7 @@ from stub_driver import has_nvrtc
 
 from tvmlab import cuda
 from tvmlab.compat import idle_passes, load_meta_schedule
-from tvmlab.cuda import cuda_compiler
+from tvmlab.cuda import cuda_compiler, library_folders
 from tvmlab.measure.builder import BuilderPool
 from tvmlab.models import load_model
 from tvmlab.nvrtc import compile_lean, lean_source
@@ -304,6 +304,24 @@ def test_a_build_worker_makes_a_library_with_machine_code_that_loads(tiny_model,
     assert cubins(build.path) == 1
     script = f"import tvm; made = tvm.runtime.load_module({build.path!r}); print(made['main'], made.imports[0].kind)"
     assert stub_driver.output_of(script, tmp_path).split()[-1] == "cuda"
+
+
+LOADED = """
+from tvmlab.cuda import load_runtime
+assert load_runtime()
+import tvm
+assert tvm.get_global_func("device_api.cuda", allow_missing=True) is not None
+print(*{line.split()[-1] for line in open("/proc/self/maps") if "libcudart" in line})
+"""
+
+
+@stub_driver.needed
+def test_tvms_cuda_runtime_takes_cudas_that_was_loaded_first(tmp_path, monkeypatch):
+    """As `tvmlab.load` does in a user's process, whose loader knows no folder of the wheels, or another CUDA's."""
+    environment = stub_driver.environment(tmp_path) | {"LD_LIBRARY_PATH": str(tmp_path)}  # the driver's stub alone
+    monkeypatch.setattr(stub_driver, "environment", lambda folder: environment)
+    wanted = Path(library_folders()[0], "libcudart.so.13").resolve()
+    assert [Path(found) for found in stub_driver.output_of(LOADED, tmp_path).split()] == [wanted]
 
 
 @stub_driver.needed

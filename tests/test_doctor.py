@@ -250,15 +250,15 @@ def test_the_runtime_library_is_that_of_the_wheels(monkeypatch, tmp_path):
     monkeypatch.setattr(cuda, "library_folders", lambda: [str(tmp_path)])
     loaded = []
 
-    def load(path, mode):
-        loaded.append((path, mode))
+    def load(path):
+        loaded.append(path)
         if not path.startswith(str(tmp_path)):
             raise OSError("no such library")
 
     monkeypatch.setattr(cuda.ctypes, "CDLL", load)
-    assert cuda.load_runtime() and loaded == [(f"{tmp_path}/libcudart.so.13", cuda.ctypes.RTLD_GLOBAL)]
+    assert cuda.load_runtime() and loaded == [f"{tmp_path}/libcudart.so.13"]
     monkeypatch.setattr(cuda, "library_folders", lambda: [])
-    assert not cuda.load_runtime() and loaded[-1][0] == "libcudart.so.13"
+    assert not cuda.load_runtime() and loaded[-1] == "libcudart.so.13"
 
 
 def test_no_compiler_for_a_gpu(monkeypatch, tmp_path, quick, nvcc):

@@ -146,7 +146,8 @@ def test_delete_removes_what_is_named_and_never_a_running_run(store):
 def test_a_run_itself_is_deleted(store):
     first, second, third = sorted(store.iterdir())
     assert tvmlab.delete_runs(RunFolder(first)) == [first.name]
-    assert tvmlab.delete_runs([tvmlab.Run(RunFolder(second)), third.name], store) == [second.name, third.name]
+    assert tvmlab.delete_runs(tvmlab.Run(RunFolder(second))) == [second.name]
+    assert tvmlab.delete_runs(tvmlab.runs(store).index, store) == [third.name]  # any iterable of runs
     assert not list(store.iterdir())
 
 

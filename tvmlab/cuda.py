@@ -356,12 +356,13 @@ def library_folders() -> list[str]:
 def load_runtime() -> bool:
     """Load CUDA's runtime library into this process, where TVM's, which is linked to it, then finds it; whether it is.
 
-    To be called before TVM is imported. tvmlab's own processes find it by the loader's path instead.
+    To be called before TVM is imported. tvmlab's own processes find it by the loader's path instead. Its symbols stay
+    its own (no RTLD_GLOBAL): another CUDA's libraries may be in the process.
     """
     name = f"libcudart.so.{_RUNTIME}"
     for path in [*(f"{folder}/{name}" for folder in library_folders()), name]:
         try:
-            ctypes.CDLL(path, mode=ctypes.RTLD_GLOBAL)
+            ctypes.CDLL(path)
         except OSError:
             continue
         return True

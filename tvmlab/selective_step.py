@@ -188,7 +188,8 @@ class Selection:
         left = self._left(self.others, shared=True)
         if not most or (left is not None and left <= 0):
             return None
-        return TransferTuning(trials_per_kernel=most + OWN_POINTS, max_trials=left, batch_size=self._step.batch_size)
+        own = OWN_POINTS if self._step.engine == "autotvm" else 0
+        return TransferTuning(trials_per_kernel=most + own, max_trials=left, batch_size=self._step.batch_size)
 
     def _left(self, tasks: Sequence[Task], *, shared: bool = False) -> int | None:
         """What the step's cap leaves to the own search of some tasks, or to `shared` schedules; None without a cap.

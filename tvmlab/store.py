@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -94,8 +94,8 @@ def delete_runs(runs: Any, runs_dir: str | Path | None = None) -> list[str]:
 
     Raises RecordError for what is no run, RunError for one that is still running; then none is deleted.
     """
-    names: Sequence[Any] = runs if isinstance(runs, Sequence) and not isinstance(runs, str) else [runs]
-    opened = [RunFolder.open(getattr(run, "folder", run), runs_dir) for run in names]
+    single = isinstance(runs, str | Path | RunFolder) or hasattr(runs, "folder")
+    opened = [RunFolder.open(getattr(run, "folder", run), runs_dir) for run in ([runs] if single else runs)]
     found = list({run.path.resolve(): run for run in opened}.values())
     for run in found:
         if run.status == "running":
