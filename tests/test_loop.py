@@ -12,13 +12,13 @@ from fake_measurer import DEFAULT_S, FakeMeasurer, keys, stop_after
 
 from tvmlab import rates
 from tvmlab.compat import load_meta_schedule
-from tvmlab.core import InputError, RecordError, TrialStatus
+from tvmlab.core import InputError, RecordError, TaskInfo, TrialStatus
 from tvmlab.experiment import Ansor, Experiment, Measure, Selective, TransferTuning
-from tvmlab.loop import _batch_sizes
+from tvmlab.loop import _batch_sizes, _Stage
 from tvmlab.measure.replay import ReplayMeasurer
 from tvmlab.records import RunFolder
 from tvmlab.run_model import model_of
-from tvmlab.search.allocate import fit_batch_size
+from tvmlab.search.allocate import Allocator, fit_batch_size
 from tvmlab.search_process import _outcome as outcome
 from tvmlab.search_process import check_experiment, search
 from tvmlab.session import estimate_s
@@ -377,3 +377,15 @@ def test_batches_fit_the_trials_that_time_and_cores_allow(monkeypatch, limit_s, 
     assert _batch_sizes(session, Ansor(), 5000, 10) == fit_batch_size(counted, 10)
     assert fit_batch_size(300, 10) != fit_batch_size(720, 10)
     assert _batch_sizes(session, Ansor(batch_size=7), 5000, 10) == (7, 7)
+
+
+@pytest.mark.parametrize(
+    ("at_once", "busy", "chosen"), [(2, "a", "a"), (2, "aab", "b"), (2, "aabb", None), (None, "aabb", "a")]
+)
+def test_of_a_descent_no_more_than_two_batches_of_a_task_are_under_way(at_once, busy, chosen):
+    """It goes on from where the answers led it; a search that a model guides may run further ahead."""
+    infos = [TaskInfo(key, key, "conv2d", 1, flops, 1.0, True) for key, flops in (("a", 1e6), ("b", 1e3))]
+    allocator = Allocator(infos, {"a": 1.0, "b": 1e-3}, None, 1000)
+    strategies = {key: SimpleNamespace(ask=lambda count: ["candidate"] * count) for key in "ab"}
+    stage = _Stage(SimpleNamespace(search_s=0.0), 0, allocator, strategies, (4, 4), 100, at_once)
+    assert (stage.search(list(busy)) or (None,))[0] == chosen

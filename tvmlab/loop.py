@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Collection, Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
 from tvmlab.core import Candidate, Measurement, Strategy, Trial
-from tvmlab.experiment import LayoutTuning, Selective, TransferTuning
+from tvmlab.experiment import Droplet, LayoutTuning, Selective, TransferTuning
 from tvmlab.layout_plan import LayoutPlan
 from tvmlab.layout_step import adopt
 from tvmlab.measure.refine import refine
@@ -41,6 +41,7 @@ _BATCHES = {
     "transfertuning": (3, fit_descent_batches),
 }
 _CANDIDATES_A_BUILDER = 2  # of a GPU's search: one that is built and one that waits
+_DESCENTS_AT_ONCE = 2  # batches of a task: a descent goes on from where the last answers led it
 _UNKNOWN_S = 1.0  # of a default kernel that did not run: its task needs a schedule most
 _AT_ONCE = 8  # tasks of the first round of transfers that are built together: enough for the builders
 
@@ -131,7 +132,8 @@ def _search(
             left -= _measure_again(session, allocator, number, own, keys, left)
     if isinstance(step, TransferTuning):
         left -= _first_round(session, allocator, number, strategies, [key for key in keys if key not in earlier], left)
-    stage = _Stage(session, number, allocator, strategies, sizes, left)
+    at_once = _DESCENTS_AT_ONCE if isinstance(step, Droplet) else None
+    stage = _Stage(session, number, allocator, strategies, sizes, left, at_once)
     (_pipelined if session.measurer.overlaps else _in_turns)(stage)
     session.fell_short |= stage.left > 0
 
@@ -272,15 +274,16 @@ class _Stage:
     strategies: dict[str, Strategy]
     sizes: tuple[int, int]  # of a task's first batch and of a later one
     left: int
+    at_once: int | None = None  # batches of one task that may be under way (None: any number)
 
-    def search(self, busy: Collection[str]) -> tuple[str, list[Candidate]] | None:
+    def search(self, busy: Sequence[str]) -> tuple[str, list[Candidate]] | None:
         """The task to work on next and its candidates; None when the budget is used up, or no strategy has any now.
 
-        A strategy with nothing to give is done with its task, unless that has a batch under way (`busy`): it may go on
-        when it has been told.
+        `busy` has the task of each batch under way. A strategy with nothing to give is done with its task, unless that
+        is one of them: it may go on when it has been told.
         """
         with self._searching():
-            waiting: set[str] = set()
+            waiting = {key for key in busy if self.at_once and busy.count(key) >= self.at_once}
             while self.left > 0 and (key := self.allocator.next_task(waiting)) is not None:
                 size = self.sizes[0 if self.allocator.is_fresh(key) else 1]
                 candidates = self.strategies[key].ask(int(min(size, self.left, self.allocator.room(key))))

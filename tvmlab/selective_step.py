@@ -210,11 +210,12 @@ class Selection:
     def shared(self, task: Task) -> Strategy:
         """The schedules of a task's representative, the fastest first, adapted as in transfer-tuning; then `_own`."""
         known = [trial.key for trial in self._session.history if trial.task_key == task.key]
-        spaces = Spaces(task, self._target)
+        spaces, origins = Spaces(task, self._target), self._origins(self._depends[task.key])
         return Transfer(
-            self._origins(self._depends[task.key]),
+            origins,
             lambda origin: self._adapt(spaces, origin),
             own=self._own(task, spaces),
+            most=len(origins) + OWN_POINTS,
             known=known,
             note=lambda fates: self._note(task, fates),
         )

@@ -23,7 +23,8 @@ class Transfer:
     `adapt` makes an origin's candidate, or says why there is none. A program that was measured before (its key is in
     `known`) or that a nearer origin gave is left out. `note` is told what came of the origins that had their turn: the
     key of each one's program ("" if there is none) and the outcome. After the origins come `own`, candidates of the
-    task's own space that compete on the same terms; nothing is noted of them.
+    task's own space that compete on the same terms, until there are `most` together (None: all); nothing is noted of
+    them.
     """
 
     name = "transfer"
@@ -34,11 +35,13 @@ class Transfer:
         adapt: Callable[[Origin], Candidate | str],
         *,
         own: Iterable[Candidate] = (),
+        most: int | None = None,
         known: Iterable[str] = (),
         note: Callable[[list[Fate]], None] = lambda fates: None,
     ) -> None:
         self._rest = iter(origins)
         self._own = iter(own)
+        self._most = most
         self._adapt = adapt
         self._known = set(known)
         self._asked: set[str] = set()
@@ -61,7 +64,8 @@ class Transfer:
                 fates.append((origin, made.key, TRIED))
                 found.append(made)
         self._note(fates)
-        while len(found) < count and (own := next(self._own, None)) is not None:
+        room = count if self._most is None else min(count, self._most - len(self._asked) + len(found))
+        while len(found) < room and (own := next(self._own, None)) is not None:
             if own.key not in self._known | self._asked:
                 self._asked.add(own.key)
                 found.append(own)
